@@ -1,0 +1,5 @@
+"""`python -m quantlab.cli` is `quantlab`."""
+
+from quantlab.cli import main
+
+main()

@@ -1,0 +1,56 @@
+"""The table of commands. Each lives in a module of its name, whose heavy imports wait until it runs."""
+
+from __future__ import annotations
+
+import typer
+
+from quantlab.cli import compare, generate, inspect, perplexity, pretrain, quantize
+
+# The parser's error class; typer does not export it, but a bad parameter is one.
+UsageError = typer.BadParameter.__base__
+
+app = typer.Typer(
+    name="quantlab",
+    help="Compress, adapt, merge and run GPT-style language models on the machine you have.",
+    no_args_is_help=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for command in (quantize.quantize, inspect.inspect, generate.generate, perplexity.perplexity, compare.compare,
+                pretrain.pretrain):  # fmt: skip
+    app.command(no_args_is_help=False)(command)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+) -> None:
+    """Compress, adapt, merge and run GPT-style language models on the machine you have."""
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"quantlab {installed('quantlab')}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def run() -> int:
+    """Parse the command line and run the command; the exit status.
+
+    Raises:
+        InputError: the command line is wrong.
+    """
+    from quantlab.errors import InputError
+
+    try:
+        status = app(standalone_mode=False)
+    except UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "quantlab"
+        raise InputError(f"{error.format_message()} (see: {command} --help)") from None
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    return status if isinstance(status, int) else 0

@@ -1,0 +1,67 @@
+"""`quantlab generate MODEL -p PROMPT`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from quantlab.cli.console import print_json, quiet_transformers, use_threads
+from quantlab.cli.options import Json, Model, Threads
+
+
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue; - reads stdin.", show_default=False)],
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens to generate at most.")] = 128,
+    temp: Annotated[float, typer.Option("--temp", help="Temperature; 0 takes the most likely token.")] = 0.8,
+    top_k: Annotated[int, typer.Option("--top-k", help="Keep the k most likely tokens; 0: all.")] = 40,
+    top_p: Annotated[float, typer.Option("--top-p", help="Keep the smallest set with this probability.")] = 0.95,
+    min_p: Annotated[float, typer.Option("--min-p", help="Keep tokens of this share of the best one's.")] = 0.05,
+    repetition_penalty: Annotated[float, typer.Option("--repetition-penalty", help="Above 1: repeat less.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="End at this string; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same text.")] = 0,
+    engine: Annotated[str, typer.Option("--engine", help="auto or torch.")] = "auto",
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Continue a text; it is printed as it is written."""
+    from quantlab.errors import InputError
+    from quantlab.generation.sampling import SamplingParams
+
+    params = SamplingParams(repetition_penalty, temp, top_k, top_p, min_p, seed)
+    if engine not in ("auto", "torch"):
+        raise InputError(f"--engine {engine}: choose auto or torch")
+    text = _standard_input() if prompt == "-" else prompt
+    use_threads(threads)
+    quiet_transformers()
+    from quantlab.generation import generator
+
+    result = generator.generate(
+        model, text, max_tokens=max_tokens, params=params, stop=stop or (), on_text=None if json else _show
+    )
+    if json:
+        print_json(result)
+        return
+    print()
+    timings = result.timings
+    print(
+        f"[{result.engine} engine: {timings.prompt_tokens} prompt tokens at {timings.prefill_tokens_per_second:.0f}/s, "
+        f"{timings.generated_tokens} generated at {timings.decode_tokens_per_second:.1f}/s, "
+        f"ended by {result.finish_reason}]",
+        file=sys.stderr,
+    )
+
+
+def _show(piece: str) -> None:
+    print(piece, end="", flush=True)
+
+
+def _standard_input() -> str:
+    from quantlab.errors import InputError
+
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
+    except UnicodeDecodeError:
+        raise InputError("standard input is not UTF-8 text") from None

@@ -1,0 +1,25 @@
+"""`quantlab perplexity MODEL TEXT`."""
+
+from __future__ import annotations
+
+from quantlab.cli.console import print_json, progress, quiet_transformers, use_threads
+from quantlab.cli.options import Context, Json, Model, Stride, Text, Threads
+
+
+def perplexity(
+    model: Model, text: Text, context: Context = 512, stride: Stride = None, threads: Threads = None, json: Json = False
+) -> None:
+    """Measure how well a model predicts a text."""
+    use_threads(threads)
+    quiet_transformers()
+    from quantlab.evaluation import perplexity as evaluation
+
+    with progress("perplexity", "tokens") as report:
+        result = evaluation.perplexity(model, text, context=context, stride=stride, progress=report)
+    if json:
+        print_json(result)
+        return
+    print(
+        f"perplexity {result.perplexity:.4f} +- {result.perplexity_stderr:.4f}  "
+        f"({result.nll:.5f} +- {result.stderr:.5f} nats per token, {result.tokens} tokens, {result.engine} engine)"
+    )

@@ -1,0 +1,65 @@
+"""quantlab: compress, adapt, merge and run GPT-style language models on the machine you have.
+
+Names load on first use (PEP 562): importing quantlab imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quantlab.calibration.quantize import quantize_checkpoint
+    from quantlab.checkpoint import load_tokenizer, open_checkpoint
+    from quantlab.errors import InputError
+    from quantlab.evaluation.compare import compare
+    from quantlab.evaluation.perplexity import perplexity
+    from quantlab.formats import FORMATS, Recipe
+    from quantlab.generation.generator import generate
+    from quantlab.generation.sampling import SamplingParams
+    from quantlab.loading import load_model
+    from quantlab.training.pretrain import pretrain
+
+_HOMES = {
+    "FORMATS": "quantlab.formats",
+    "InputError": "quantlab.errors",
+    "Recipe": "quantlab.formats",
+    "SamplingParams": "quantlab.generation.sampling",
+    "compare": "quantlab.evaluation.compare",
+    "generate": "quantlab.generation.generator",
+    "load_model": "quantlab.loading",
+    "load_tokenizer": "quantlab.checkpoint",
+    "open_checkpoint": "quantlab.checkpoint",
+    "perplexity": "quantlab.evaluation.perplexity",
+    "pretrain": "quantlab.training.pretrain",
+    "quantize_checkpoint": "quantlab.calibration.quantize",
+}
+
+__all__ = [
+    "FORMATS",
+    "InputError",
+    "Recipe",
+    "SamplingParams",
+    "compare",
+    "generate",
+    "load_model",
+    "load_tokenizer",
+    "open_checkpoint",
+    "perplexity",
+    "pretrain",
+    "quantize_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:  # Any: whatever the name stands for
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("quantlab")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'quantlab' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,1 @@
+"""Quantize whole checkpoints, tensor by tensor."""

@@ -1,0 +1,115 @@
+"""Read one safetensors file: the header first, checked against the file's size, then single tensors by `pread`.
+
+The format (https://github.com/huggingface/safetensors#format): 8 bytes little-endian header length, a JSON header
+{name: {dtype, shape, data_offsets: [begin, end]}}, then the data, without gaps. The library's own reader maps the
+file; `pread` keeps the resident memory at one tensor, and needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantlab.checkpoint.tensors import DTYPE_BYTES, TensorEntry
+from quantlab.errors import InputError
+
+MAX_HEADER_BYTES = 100_000_000  # the library's own limit
+READ_CHUNK = 1 << 26  # Linux reads at most 2 GiB at a time
+
+
+class SafetensorsFile:
+    """An open safetensors file: `entries` by name, `read` for the bytes of one of them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise InputError(f"{path}: cannot be opened: {error.strerror}") from None
+        try:
+            self.metadata, self.entries, self._offsets = _read_header(self._descriptor, path)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def read(self, name: str) -> np.ndarray:
+        """The bytes of tensor `name`, a fresh uint8 array."""
+        entry = self.entries[name]
+        out = np.empty(entry.nbytes, dtype=np.uint8)
+        view, offset, done = memoryview(out), self._offsets[name], 0
+        while done < entry.nbytes:
+            count = os.preadv(self._descriptor, [view[done : done + READ_CHUNK]], offset + done)
+            if count == 0:
+                raise InputError(f"{self.path}: ends in the middle of tensor {name}; the file was cut while open")
+            done += count
+        return out
+
+    def close(self) -> None:
+        """Close the file; reading afterwards is an error."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", -1) >= 0:
+            self.close()
+
+
+def _read_header(descriptor: int, path: Path) -> tuple[dict[str, str], dict[str, TensorEntry], dict[str, int]]:
+    """Metadata, entries and absolute data offsets."""
+    size = os.fstat(descriptor).st_size
+    if size < 8:
+        raise InputError(f"{path}: {size} bytes are no safetensors file; download it again")
+    (header_bytes,) = struct.unpack("<Q", os.pread(descriptor, 8, 0))
+    if header_bytes > min(size - 8, MAX_HEADER_BYTES):
+        raise InputError(f"{path}: claims a header of {header_bytes} bytes in a file of {size}; damaged or cut short")
+    try:
+        header = json.loads(os.pread(descriptor, header_bytes, 8).decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: its header is no JSON; not a safetensors file, or damaged") from None
+    if not isinstance(header, dict):
+        raise InputError(f"{path}: its header is no JSON object; not a safetensors file, or damaged")
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise InputError(f"{path}: __metadata__ in its header is no JSON object")
+    data_start, data_bytes = 8 + header_bytes, size - 8 - header_bytes
+    entries: dict[str, TensorEntry] = {}
+    spans: dict[str, tuple[int, int]] = {}
+    for name, field in header.items():
+        entries[name], spans[name] = _check_entry(name, field, data_bytes, path)
+    _check_no_overlap(spans, path)
+    return metadata, entries, {name: data_start + begin for name, (begin, _) in spans.items()}
+
+
+def _check_entry(name: str, field: Any, data_bytes: int, path: Path) -> tuple[TensorEntry, tuple[int, int]]:
+    """The entry and its span within the data. Any: a piece of unchecked JSON."""
+    try:
+        dtype, shape, (begin, end) = field["dtype"], field["shape"], field["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        raise InputError(f"{path}: tensor {name}: its header entry lacks dtype, shape or data_offsets") from None
+    if dtype not in DTYPE_BYTES:
+        raise InputError(f"{path}: tensor {name}: unknown element type {dtype!r}")
+    numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
+    if not all(type(n) is int and n >= 0 for n in numbers):
+        raise InputError(f"{path}: tensor {name}: shape or offsets are no non-negative whole numbers")
+    entry = TensorEntry(name, dtype, tuple(shape))
+    if not begin <= end <= data_bytes:
+        raise InputError(
+            f"{path}: tensor {name}: its data ends at byte {end} of {data_bytes}; the file is cut short, download it again"
+        )
+    if end - begin != entry.nbytes:
+        raise InputError(f"{path}: tensor {name}: {end - begin} bytes for {dtype} {list(shape)} ({entry.nbytes} needed)")
+    return entry, (begin, end)
+
+
+def _check_no_overlap(spans: dict[str, tuple[int, int]], path: Path) -> None:
+    previous_end, previous_name = 0, ""
+    for name, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
+        if begin < previous_end:
+            raise InputError(f"{path}: tensors {previous_name} and {name} overlap; the header is damaged")
+        previous_end, previous_name = end, name

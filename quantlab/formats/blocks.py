@@ -1,0 +1,147 @@
+"""The block formats as rows of one table, and packed tensors made of them.
+
+A block is 32 consecutive weights of one row. Layouts are ggml's (ggml-common.h), which are also those of GGUF files:
+
+    q4_0  18 bytes: fp16 d | 16 code bytes                     w = d * (q - 8)
+    q4_1  20 bytes: fp16 d | fp16 m | 16 code bytes            w = d * q + m
+    q5_0  22 bytes: fp16 d | 4 high-bit bytes | 16 code bytes  w = d * (q - 16)
+    q5_1  24 bytes: fp16 d | fp16 m | 4 high-bit bytes | 16    w = d * q + m
+    q8_0  34 bytes: fp16 d | 32 int8                           w = d * q
+
+Code byte j holds the low four bits of elements j (low nibble) and j + 16 (high nibble); bit j of the high-bit bytes is
+the fifth bit of element j. This file imports no torch until a tensor is at hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quantlab.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK_SIZE = 32  # weights
+
+
+@dataclass(frozen=True)
+class BlockFormat:
+    """One block format. `levels` is the number of codes in use; fewer than the format's own make a stress variant
+    in the same bytes (`dataclasses.replace(FORMATS["q4_1"], levels=8)`).
+    """
+
+    name: str
+    ggml_type: int
+    block_bytes: int
+    code_bits: int
+    levels: int
+    has_minimum: bool
+
+    @property
+    def block_size(self) -> int:
+        """Weights per block."""
+        return BLOCK_SIZE
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per weight, scales included."""
+        return 8 * self.block_bytes / BLOCK_SIZE
+
+    @property
+    def header_bytes(self) -> int:
+        """Bytes of fp16 scales at the start of a block: d, and m where there is one."""
+        return 4 if self.has_minimum else 2
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of this shape can be packed: two dimensions, rows of whole blocks."""
+        return len(shape) == 2 and shape[0] > 0 and shape[1] > 0 and shape[1] % BLOCK_SIZE == 0
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes of one packed row of `columns` weights."""
+        return columns // BLOCK_SIZE * self.block_bytes
+
+    def columns(self, row_bytes: int) -> int:
+        """Weights in one packed row of `row_bytes` bytes."""
+        return row_bytes // self.block_bytes * BLOCK_SIZE
+
+    def quantize(self, weight: torch.Tensor, name: str = "tensor") -> PackedTensor:
+        """Round `weight` to the nearest codes between each block's minimum and maximum.
+
+        Byte for byte what `gguf.quants` and llama.cpp (without an importance matrix) write.
+
+        Args:
+            weight: floating point [rows, columns] on any device, columns a multiple of 32.
+            name: what errors call the tensor.
+
+        Raises:
+            InputError: the shape does not fit, a weight is NaN or infinite, or a scale overflows fp16.
+        """
+        from quantlab.formats import arithmetic
+
+        if not self.fits(tuple(weight.shape)):
+            raise InputError(
+                f"{name}: shape {list(weight.shape)} cannot be packed as {self.name}: "
+                f"two dimensions and rows of a multiple of {BLOCK_SIZE} are needed"
+            )
+        return PackedTensor(arithmetic.quantize(weight, self, name), self)
+
+    def dequantize(self, blocks: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Unpack `blocks` (uint8 [..., row_bytes]) to [..., columns]: computed in fp32, then cast to `dtype`."""
+        from quantlab.formats import arithmetic
+
+        return arithmetic.dequantize(blocks, self, dtype)
+
+    def fake_quantize(self, weight: torch.Tensor) -> torch.Tensor:
+        """`dequantize(quantize(weight))` in the dtype of `weight`; gradients pass straight through."""
+        from quantlab.formats import arithmetic
+
+        return arithmetic.fake_quantize(weight, self)
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A matrix in blocks: `blocks` is uint8 [rows, row_bytes]."""
+
+    blocks: torch.Tensor
+    format: BlockFormat
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The logical shape, (rows, columns)."""
+        rows, row_bytes = self.blocks.shape
+        return rows, self.format.columns(row_bytes)
+
+    @property
+    def nbytes(self) -> int:
+        """Packed size in bytes."""
+        return self.blocks.numel()
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The weights, [rows, columns], fp32 unless `dtype` says otherwise."""
+        return self.format.dequantize(self.blocks, dtype)
+
+
+# ggml_type: the numbers of ggml.h's enum ggml_type, which GGUF files carry.
+FORMATS: dict[str, BlockFormat] = {
+    row.name: row
+    for row in (
+        BlockFormat("q4_0", ggml_type=2, block_bytes=18, code_bits=4, levels=16, has_minimum=False),
+        BlockFormat("q4_1", ggml_type=3, block_bytes=20, code_bits=4, levels=16, has_minimum=True),
+        BlockFormat("q5_0", ggml_type=6, block_bytes=22, code_bits=5, levels=32, has_minimum=False),
+        BlockFormat("q5_1", ggml_type=7, block_bytes=24, code_bits=5, levels=32, has_minimum=True),
+        BlockFormat("q8_0", ggml_type=8, block_bytes=34, code_bits=8, levels=255, has_minimum=False),
+    )
+}
+
+
+def format_named(name: str) -> BlockFormat:
+    """The format of that name, in any case.
+
+    Raises:
+        InputError: there is none; the message lists those there are.
+    """
+    try:
+        return FORMATS[name.lower()]
+    except KeyError:
+        raise InputError(f"unknown format {name!r}; choose one of: {', '.join(FORMATS)}") from None

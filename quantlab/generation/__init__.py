@@ -1,0 +1,1 @@
+"""Text from models: engines, sampling, the generator."""

@@ -1,0 +1,168 @@
+"""Prompt in, text out: tokenize, prefill, decode, stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from quantlab.checkpoint import Tokenizer, load_tokenizer
+from quantlab.errors import InputError
+from quantlab.generation.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from quantlab.generation.torch_engine import TorchEngine
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Token counts and speeds; `cached_tokens` of the prompt needed no computing."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The generated part. `token_ids` holds every generated token, the end token and a stop string's included; `text`
+    holds neither. `finish_reason` is "stop" at either, "length" at a limit.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    engine: str
+    timings: Timings
+
+
+def generate(
+    model: str | Path,
+    prompt: str,
+    *,
+    max_tokens: int = 128,
+    params: SamplingParams | None = None,
+    stop: Sequence[str] = (),
+    on_text: Callable[[str], None] | None = None,
+) -> Completion:
+    """Load `model` and continue `prompt`; see `complete`.
+
+    Raises:
+        InputError: the model cannot be loaded, or the prompt or a parameter is wrong.
+    """
+    from quantlab.generation.torch_engine import TorchEngine
+    from quantlab.loading import load_model
+
+    tokenizer = load_tokenizer(model)
+    return complete(
+        TorchEngine(load_model(model)),
+        tokenizer,
+        prompt,
+        max_tokens=max_tokens,
+        params=params,
+        stop=stop,
+        on_text=on_text,
+    )
+
+
+def complete(
+    engine: TorchEngine,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    max_tokens: int = 128,
+    params: SamplingParams | None = None,
+    stop: Sequence[str] = (),
+    on_text: Callable[[str], None] | None = None,
+) -> Completion:
+    """Continue `prompt` by up to `max_tokens` tokens.
+
+    Args:
+        stop: strings that end the text; they are not part of it.
+        on_text: called with each piece of text as soon as it is certain.
+
+    Raises:
+        InputError: an empty stop string, a prompt longer than the context, or no room to generate.
+    """
+    if max_tokens < 1:
+        raise InputError("at least one token must be asked for")
+    if "" in stop:
+        raise InputError("a stop string is empty")
+    params = params or SamplingParams()
+    prompt_ids = tokenizer.encode(prompt)
+    started = time.perf_counter()
+    cached = engine.prefill(prompt_ids)
+    prefilled = time.perf_counter()
+    text = TextStream(tokenizer, prompt_ids, stop, on_text)
+    finish_reason: FinishReason = "length"
+    for token in engine.decode(params, max_tokens):
+        if text.add(token, is_end=token in tokenizer.eos):
+            finish_reason = "stop"
+            break
+    text.flush()
+    finished = time.perf_counter()
+    generated = len(text.token_ids)
+    timings = Timings(
+        prompt_tokens=len(prompt_ids),
+        cached_tokens=cached,
+        generated_tokens=generated,
+        prefill_tokens_per_second=(len(prompt_ids) - cached) / (prefilled - started),
+        decode_tokens_per_second=generated / (finished - prefilled),
+    )
+    return Completion(text.text, tuple(text.token_ids), finish_reason, engine.name, timings)
+
+
+class TextStream:
+    """Generated tokens as text, released as soon as neither a following token nor a stop string can change it."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        stop: Sequence[str],
+        on_text: Callable[[str], None] | None,
+    ) -> None:
+        self.token_ids: list[int] = []
+        self.text = ""  # released
+        self._tokenizer, self._stop, self._on_text = tokenizer, tuple(stop), on_text
+        # Decoded together with the prompt's last tokens: decoders strip a leading space at the start of a text only.
+        self._lead = list(prompt_ids[-4:])
+        self._lead_length = len(tokenizer.decode(self._lead))
+        self._decoded = ""
+
+    def add(self, token: int, *, is_end: bool) -> bool:
+        """Take one token; True when the text ends with it."""
+        self.token_ids.append(token)
+        if is_end:
+            return True
+        self._decoded = self._tokenizer.decode([*self._lead, *self.token_ids])[self._lead_length :]
+        ends = [index for string in self._stop if (index := self._decoded.find(string)) >= 0]
+        if ends:
+            self._decoded = self._decoded[: min(ends)]
+            return True
+        self._release(len(self._decoded) - self._undecided())
+        return False
+
+    def flush(self) -> None:
+        """Release what is left; no token follows."""
+        self._release(len(self._decoded))
+
+    def _release(self, length: int) -> None:
+        piece = self._decoded[len(self.text) : length]
+        if piece:
+            self.text += piece
+            if self._on_text is not None:
+                self._on_text(piece)
+
+    def _undecided(self) -> int:
+        """Characters at the end that may still change: half a UTF-8 sequence, or the beginning of a stop string."""
+        if self._decoded.endswith("�"):
+            return len(self._decoded) - len(self._decoded.rstrip("�"))
+        prefixes = (string[:size] for string in self._stop for size in range(len(string) - 1, 0, -1))
+        return max((len(p) for p in prefixes if self._decoded.endswith(p)), default=0)

@@ -1,0 +1,7 @@
+"""Torch modules over packed weights, and the one place that swaps modules."""
+
+from quantlab.nn.embedding import QuantEmbedding
+from quantlab.nn.linear import QuantLinear
+from quantlab.nn.swap import swap_modules
+
+__all__ = ["QuantEmbedding", "QuantLinear", "swap_modules"]

@@ -1,0 +1,105 @@
+"""A linear layer whose weight stays in blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from quantlab.formats import BlockFormat, PackedTensor
+
+
+class QuantLinear(nn.Linear):
+    """`y = x W^T + b` with W dequantized for the moment of use, in the activations' dtype and in every grad mode.
+
+    `weight` is a uint8 Parameter [out_features, row_bytes] without gradient: it saves, shards and ties like any weight.
+    The input's gradient is computed from the blocks too; no float copy of W outlives a call. Subclassing nn.Linear lets
+    peft's `all-linear` find it.
+
+    Args:
+        in_features: columns of W, a multiple of 32.
+        out_features: rows of W.
+        bias: whether there is a bias, of `dtype`.
+        format: the weight's block format.
+        transposed: multiply as GPT-2's Conv1D does, x @ W[in, out], so that the result is that of the float model to
+            the last bit.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool,
+        format: BlockFormat,
+        transposed: bool = False,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        nn.Module.__init__(self)  # nn.Linear's own would allocate the float weight
+        self.in_features, self.out_features = in_features, out_features
+        self.format, self.transposed = format, transposed
+        blocks = torch.zeros(out_features, format.row_bytes(in_features), dtype=torch.uint8, device=device)
+        self.weight = nn.Parameter(blocks, requires_grad=False)
+        self.register_parameter(
+            "bias", nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device)) if bias else None
+        )
+
+    def packed_weight(self) -> PackedTensor:
+        """The weight's blocks, shared with the module."""
+        return PackedTensor(self.weight.data, self.format)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[..., in_features] -> [..., out_features]."""
+        if torch.is_grad_enabled() and (input.requires_grad or (self.bias is not None and self.bias.requires_grad)):
+            return _PackedLinear.apply(input, self.weight, self.bias, self.format, self.transposed)  # type: ignore[no-any-return, no-untyped-call]
+        return _linear(input, self.weight, self.bias, self.format, self.transposed)
+
+    def reset_parameters(self) -> None:
+        """Nothing: blocks come from a checkpoint."""
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, format={self.format.name}"
+
+
+def _linear(
+    x: torch.Tensor, blocks: torch.Tensor, bias: torch.Tensor | None, format: BlockFormat, transposed: bool
+) -> torch.Tensor:
+    weight = format.dequantize(blocks, x.dtype)
+    if not transposed:
+        return F.linear(x, weight, bias)
+    weight = weight.T.contiguous()
+    rows = x.reshape(-1, x.shape[-1])
+    result = rows @ weight if bias is None else torch.addmm(bias, rows, weight)
+    return result.reshape(*x.shape[:-1], -1)
+
+
+class _PackedLinear(torch.autograd.Function):
+    """Keeps the blocks, not the dequantized weight, between forward and backward."""
+
+    @staticmethod
+    def forward(
+        context: Any,  # autograd's own context object
+        x: torch.Tensor,
+        blocks: torch.Tensor,
+        bias: torch.Tensor | None,
+        format: BlockFormat,
+        transposed: bool,
+    ) -> torch.Tensor:
+        context.save_for_backward(blocks)
+        context.format, context.dtype = format, x.dtype
+        context.bias_dtype = None if bias is None else bias.dtype
+        return _linear(x, blocks, bias, format, transposed)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        (blocks,) = context.saved_tensors
+        input_gradient = bias_gradient = None
+        if context.needs_input_grad[0]:
+            weight = context.format.dequantize(blocks, gradient.dtype)
+            input_gradient = (gradient @ weight).to(context.dtype)
+        if context.bias_dtype is not None and context.needs_input_grad[2]:
+            bias_gradient = gradient.reshape(-1, gradient.shape[-1]).sum(dim=0).to(context.bias_dtype)
+        return input_gradient, None, bias_gradient, None, None

@@ -1,0 +1,1 @@
+"""Quantizers as pure functions, default recipes, and the hook that transformers calls."""

@@ -1,0 +1,1 @@
+"""Training: data forms and the set-up of transformers' trainers (pretrain today)."""

@@ -1,0 +1,288 @@
+"""Pretrain a language model from a recipe file and plain text, on transformers' Trainer, resumable."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantlab.errors import InputError
+from quantlab.training.corpus import (
+    Corpus,
+    WindowSampler,
+    evaluation_batches,
+    open_corpus,
+    read_documents,
+    token_stream,
+)
+from quantlab.training.recipe_file import PretrainRecipe, Schedule, read_pretrain_recipe
+from quantlab.training.vocabulary import BOS, EOS, load_sentencepiece, train_sentencepiece
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, Trainer
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]  # (steps done, steps in all, what to show beside them)
+VALIDATION_SHARE = 20  # without a validation file, every 20th document is held out
+CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors")
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """Losses are nats per token; `eval_loss` is that of the test split, or of the validation split without one."""
+
+    steps: int
+    train_loss: float
+    eval_loss: float
+    tokens_per_second: float
+    parameters: int
+    training_tokens: int
+
+
+@dataclass(frozen=True)
+class _Data:
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray | None
+
+
+def pretrain(
+    recipe_path: Path,
+    data: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    tokens: int | None = None,
+    progress: Progress | None = None,
+) -> PretrainResult:
+    """Train the recipe's model on `data` and write it to `out` as an fp16 Hugging Face folder.
+
+    Checkpoints, the tokenized text and the loss log live in `<out>.training` until the folder is complete; an
+    interrupted run continues from there with `resume` and sees the data an uninterrupted run would have seen.
+
+    Args:
+        recipe_path: YAML file, see `recipe_file`.
+        data: text file, or folder with train.txt[.gz] and, optionally, validation.txt and test.txt.
+        tokens: overrides the recipe's number of training tokens.
+
+    Raises:
+        InputError: a wrong recipe or text, an existing `out`, or unfinished work in `<out>.training` without `resume`.
+    """
+    recipe = read_pretrain_recipe(recipe_path)
+    if tokens is not None:
+        recipe = _with_tokens(recipe, tokens)
+    corpus = open_corpus(data)
+    work = out.with_name(out.name + ".training")
+    if out.exists():
+        raise InputError(f"{out}: exists already; remove it or choose another folder")
+    if work.exists() and not resume:
+        raise InputError(f"{work}: holds an unfinished run; continue it with --resume, or remove the folder")
+    work.mkdir(parents=True, exist_ok=True)
+    streams = _prepare_data(recipe, corpus, work)
+    model = _new_model(recipe)
+    trainer = _trainer(model, recipe.schedule, streams, work, progress)
+    trainer.train(resume_from_checkpoint=_newest_complete_checkpoint(work))
+    result = _finish(trainer, recipe.schedule, streams)
+    _write_model(model, work, out, trainer.state.log_history)
+    shutil.rmtree(work)
+    return result
+
+
+def _with_tokens(recipe: PretrainRecipe, tokens: int) -> PretrainRecipe:
+    import dataclasses
+
+    return dataclasses.replace(recipe, schedule=dataclasses.replace(recipe.schedule, tokens=tokens))
+
+
+def _prepare_data(recipe: PretrainRecipe, corpus: Corpus, work: Path) -> _Data:
+    """Train the vocabulary and tokenize the splits, or read both back when an earlier run finished that."""
+    cache = work / "tokens.npz"
+    if not cache.exists():
+        train_documents = read_documents(corpus.train)
+        if corpus.validation is None:
+            validation_documents = train_documents[::VALIDATION_SHARE]
+            train_documents = [d for i, d in enumerate(train_documents) if i % VALIDATION_SHARE]
+        else:
+            validation_documents = read_documents(corpus.validation)
+        if not train_documents:
+            raise InputError(f"{corpus.train}: one document cannot be split; give a folder with validation.txt too")
+        logger.info("training a vocabulary of %d pieces", recipe.vocabulary.size)
+        train_sentencepiece(train_documents, recipe.vocabulary.size, work / "tokenizer", os.cpu_count() or 1)
+        streams = {"train": train_documents, "validation": validation_documents}
+        if corpus.test is not None:
+            streams["test"] = read_documents(corpus.test)
+        processor = load_sentencepiece(work / "tokenizer")
+        logger.info("tokenizing")
+        arrays = {
+            name: token_stream(processor.encode(texts), recipe.vocabulary.size, BOS, EOS)
+            for name, texts in streams.items()
+        }
+        partial = cache.with_suffix(".partial.npz")
+        np.savez(partial, **arrays)
+        os.replace(partial, cache)
+    loaded = np.load(cache)
+    data = _Data(loaded["train"], loaded["validation"], loaded["test"] if "test" in loaded else None)
+    for name, stream in (("validation", data.validation), ("test", data.test)):
+        if stream is not None and len(stream) < recipe.schedule.context:
+            raise InputError(f"the {name} text has {len(stream)} tokens, less than one context")
+    return data
+
+
+def _new_model(recipe: PretrainRecipe) -> PreTrainedModel:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = dict(recipe.model)
+    model_type = settings.pop("model_type")
+    torch.manual_seed(recipe.schedule.seed)
+    try:
+        config = AutoConfig.for_model(
+            model_type, vocab_size=recipe.vocabulary.size, bos_token_id=BOS, eos_token_id=EOS, **settings
+        )
+        # On CPU plain attention is faster than the fused one at these sizes, forward and backward.
+        attention = "sdpa" if torch.accelerator.is_available() else "eager"
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"model: transformers refuses this shape: {' '.join(str(error).split())}") from None
+
+
+class _Batches:
+    """The Trainer's dataset: item `i` is the i-th micro-batch of the run, short windows first."""
+
+    def __init__(self, stream: np.ndarray, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.per_step = schedule.batch_tokens // schedule.micro_batch_tokens
+        self.short_items = (schedule.steps - schedule.decay_steps) * self.per_step if schedule.short_context else 0
+        self.long = WindowSampler(stream, schedule.context, BOS, schedule.seed)
+        self.short = WindowSampler(stream, schedule.short_context or schedule.context, BOS, schedule.seed)
+
+    def __len__(self) -> int:
+        return self.schedule.steps * self.per_step
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        sampler, item = (self.short, index) if index < self.short_items else (self.long, index - self.short_items)
+        windows = self.schedule.micro_batch_tokens // sampler.context
+        return sampler.batch(item * windows, windows)
+
+
+def _trainer(
+    model: PreTrainedModel, schedule: Schedule, data: _Data, work: Path, progress: Progress | None
+) -> Trainer:
+    import torch
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    arguments = TrainingArguments(
+        output_dir=str(work / "checkpoints"),
+        max_steps=schedule.steps,
+        per_device_train_batch_size=1,  # one item is one micro-batch
+        gradient_accumulation_steps=schedule.batch_tokens // schedule.micro_batch_tokens,
+        per_device_eval_batch_size=1,
+        learning_rate=schedule.learning_rate,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": schedule.decay_steps, "decay_type": "linear"},
+        warmup_steps=schedule.warmup_steps,
+        weight_decay=schedule.weight_decay,
+        adam_beta2=0.95,
+        max_grad_norm=schedule.gradient_clip,
+        bf16=schedule.bf16,  # autocast; the weights and the optimizer's moments stay fp32
+        train_sampling_strategy="sequential",  # the order is the sampler's, so that resuming cannot change it
+        eval_strategy="steps",
+        eval_steps=schedule.evaluate_every,
+        save_steps=schedule.save_every,
+        save_total_limit=2,
+        logging_steps=10,
+        seed=schedule.seed,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not torch.accelerator.is_available(),
+        dataloader_pin_memory=torch.accelerator.is_available(),
+    )
+
+    class ReportProgress(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
+            if progress is not None and logs and "loss" in logs:
+                progress(state.global_step, state.max_steps, f"loss {logs['loss']:.3f}")
+
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=_Batches(data.train, schedule),  # type: ignore[arg-type]
+        eval_dataset=_evaluation(data.validation, schedule),  # type: ignore[arg-type]
+        data_collator=_as_model_input,
+        optimizers=(_muon(model, schedule) if schedule.optimizer == "muon" else None, None),
+        callbacks=[ReportProgress()],
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints to stdout
+    return trainer
+
+
+def _evaluation(stream: np.ndarray, schedule: Schedule) -> list[np.ndarray]:
+    batch = max(1, schedule.micro_batch_tokens // schedule.context)
+    return evaluation_batches(stream, schedule.context, batch, BOS)
+
+
+def _as_model_input(items: list[np.ndarray]) -> dict[str, torch.Tensor]:
+    import torch
+
+    ids = torch.from_numpy(np.concatenate(items))
+    return {"input_ids": ids, "labels": ids}
+
+
+def _muon(model: PreTrainedModel, schedule: Schedule) -> torch.optim.Optimizer:
+    """Hidden matrices by Muon; embeddings, head and vectors by AdamW."""
+    from quantlab.training.muon import Muon
+
+    vocabulary = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in parameters if p.ndim == 2 and id(p) not in vocabulary]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in parameters if id(p) not in chosen]
+    return Muon(matrices, others, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+
+
+def _newest_complete_checkpoint(work: Path) -> str | None:
+    """The newest checkpoint whose files are all there (the Trainer's saves are not atomic)."""
+    folders = sorted((work / "checkpoints").glob("checkpoint-*"), key=lambda f: int(f.name.split("-")[1]), reverse=True)
+    complete = (folder for folder in folders if all((folder / name).is_file() for name in CHECKPOINT_FILES))
+    newest = next(complete, None)
+    return None if newest is None else str(newest)
+
+
+def _finish(trainer: Trainer, schedule: Schedule, data: _Data) -> PretrainResult:
+    held_out = data.validation if data.test is None else data.test
+    eval_loss = trainer.evaluate(_evaluation(held_out, schedule))["eval_loss"]  # type: ignore[arg-type]
+    history = trainer.state.log_history
+    summary = next(entry for entry in reversed(history) if "train_runtime" in entry)
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    tokens = schedule.steps * schedule.batch_tokens
+    return PretrainResult(
+        steps=schedule.steps,
+        train_loss=losses[-1] if losses else summary["train_loss"],
+        eval_loss=eval_loss,
+        tokens_per_second=tokens / summary["train_runtime"],
+        parameters=sum(p.numel() for p in trainer.model.parameters()),  # type: ignore[union-attr]
+        training_tokens=tokens,
+    )
+
+
+def _write_model(model: PreTrainedModel, work: Path, out: Path, history: list[dict[str, float]]) -> None:
+    import torch
+
+    tokenizer_folder = work / "tokenizer"
+    final = work / "final"
+    model.to(torch.float16).save_pretrained(final, max_shard_size="10MB")  # type: ignore[arg-type]
+    for file in tokenizer_folder.iterdir():
+        shutil.copy(file, final)
+    (final / "training_log.json").write_text(json.dumps(history))
+    os.replace(final, out)

@@ -1,0 +1,136 @@
+"""The YAML file of `pretrain`: model shape, vocabulary and schedule, checked completely before any work starts."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from quantlab.errors import InputError
+
+
+@dataclass(frozen=True)
+class VocabularySettings:
+    """`type` names the trainer; `size` counts pieces, the three special and 256 byte pieces included."""
+
+    size: int
+    type: Literal["sentencepiece-bpe"] = "sentencepiece-bpe"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The optimization schedule; token counts are positions the model is trained on, repeats included.
+
+    The learning rate rises linearly over `warmup_tokens`, stays, and falls linearly to zero over the last `decay` share
+    of the tokens. Windows have `short_context` tokens until that last part, then `context`: attention over short
+    windows is cheap, and the model learns long range at the end (Hu et al. 2024, MiniCPM, arXiv 2404.06395, for the
+    schedule). Until the decay begins, a run does not depend on `tokens`, so a resumed run may change it.
+    """
+
+    tokens: int
+    context: int
+    batch_tokens: int
+    learning_rate: float
+    short_context: int = 0  # 0: `context` throughout
+    micro_batch_tokens: int = 8192
+    warmup_tokens: int = 0
+    decay: float = 0.25
+    optimizer: Literal["muon", "adamw"] = "muon"
+    weight_decay: float = 0.1
+    gradient_clip: float = 1.0
+    bf16: bool = True
+    evaluate_every: int = 100  # steps
+    save_every: int = 100  # steps
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        return max(1, round(self.tokens / self.batch_tokens))
+
+    @property
+    def warmup_steps(self) -> int:
+        return round(self.warmup_tokens / self.batch_tokens)
+
+    @property
+    def decay_steps(self) -> int:
+        return min(self.steps - self.warmup_steps, round(self.decay * self.steps))
+
+
+@dataclass(frozen=True)
+class PretrainRecipe:
+    """`model` holds the fields of a transformers config, `model_type` among them (its vocabulary size is filled in)."""
+
+    model: dict[str, Any]
+    vocabulary: VocabularySettings
+    schedule: Schedule
+
+
+def read_pretrain_recipe(path: Path) -> PretrainRecipe:
+    """Read and check a pretraining recipe.
+
+    Raises:
+        InputError: the file is missing or not YAML, or a section or field is missing, unknown or of a wrong type.
+    """
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict) or set(data) != {"model", "vocabulary", "schedule"}:
+        raise InputError(f"{path}: needs exactly the sections model, vocabulary and schedule")
+    if not isinstance(data["model"], dict) or not isinstance(data["model"].get("model_type"), str):
+        raise InputError(f"{path}: model.model_type is missing (for example: llama)")
+    vocabulary = _section(VocabularySettings, data["vocabulary"], f"{path}: vocabulary")
+    schedule = _section(Schedule, data["schedule"], f"{path}: schedule")
+    if vocabulary.type != "sentencepiece-bpe":
+        raise InputError(f"{path}: vocabulary.type must be sentencepiece-bpe, not {vocabulary.type!r}")
+    _check_schedule(schedule, path)
+    return PretrainRecipe(data["model"], vocabulary, schedule)
+
+
+def _section(kind: type, data: object, where: str) -> Any:  # Any: an instance of `kind`
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: must be a mapping")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(map(str, data)) - set(fields)):
+        raise InputError(f"{where}: unknown fields {', '.join(unknown)}; known: {', '.join(fields)}")
+    missing = [f.name for f in fields.values() if f.default is dataclasses.MISSING and f.name not in data]
+    if missing:
+        raise InputError(f"{where}: missing fields {', '.join(missing)}")
+    return kind(**{name: _number(value, str(fields[name].type), f"{where}.{name}") for name, value in data.items()})
+
+
+def _number(value: object, kind: str, where: str) -> object:
+    """YAML reads 1e-3 as text and 3 as an int: accept any spelling of the number that the field asks for."""
+    if kind == "bool" and not isinstance(value, bool):
+        raise InputError(f"{where}: must be true or false, not {value!r}")
+    if kind not in ("int", "float"):
+        return value
+    try:
+        number = float(str(value))
+    except ValueError:
+        raise InputError(f"{where}: must be a number, not {value!r}") from None
+    if isinstance(value, bool) or not 0 <= number < float("inf") or (kind == "int" and number != int(number)):
+        raise InputError(f"{where}: must be a non-negative {'whole ' * (kind == 'int')}number, not {value!r}")
+    return int(number) if kind == "int" else number
+
+
+def _check_schedule(schedule: Schedule, path: Path) -> None:
+    for name in ("tokens", "context", "batch_tokens", "micro_batch_tokens", "learning_rate", "evaluate_every", "save_every"):
+        if not getattr(schedule, name) > 0:
+            raise InputError(f"{path}: schedule.{name} must be greater than zero")
+    if schedule.optimizer not in ("muon", "adamw"):
+        raise InputError(f"{path}: schedule.optimizer must be muon or adamw, not {schedule.optimizer!r}")
+    if schedule.decay > 1:
+        raise InputError(f"{path}: schedule.decay is a share of the steps, at most 1")
+    if schedule.warmup_steps > schedule.steps:
+        raise InputError(f"{path}: schedule.warmup_tokens exceeds schedule.tokens")
+    for name in ("short_context", "context"):
+        if (context := getattr(schedule, name)) and schedule.micro_batch_tokens % context:
+            raise InputError(f"{path}: schedule.micro_batch_tokens must be a multiple of schedule.{name} ({context})")
+    if schedule.batch_tokens % schedule.micro_batch_tokens:
+        raise InputError(f"{path}: schedule.batch_tokens must be a multiple of schedule.micro_batch_tokens")
