@@ -38,7 +38,7 @@ def _run() -> int:
         if error.errno == errno.ENOSPC:
             return _fail("the disk is full; nothing was left half-written", 1)
         return _unexpected(error)
-    except Exception as error:  # noqa: BLE001 the last resort, and it says how to see more
+    except Exception as error:
         return _unexpected(error)
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import typer
-
 from quantlab.cli import compare, generate, inspect, perplexity, pretrain, quantize
 
 # The parser's error class; typer does not export it, but a bad parameter is one.
-UsageError = typer.BadParameter.__base__
+UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="quantlab",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-
 from quantlab.cli.console import print_json, print_table, progress, quiet_transformers, use_threads
 from quantlab.cli.options import Context, Json, Stride, Text, Threads
 

@@ -94,7 +94,8 @@ def _lines(label: str, unit: str) -> Progress:
         last = time.monotonic()
         speed = meter.speed(done)
         left = f", {(total - done) / speed / 60:.1f} min left" if speed else ""
-        print(f"{label}: {done}/{total}, {_quantity(speed)} {unit}/s{left}  {note}".rstrip(), file=sys.stderr, flush=True)
+        line = f"{label}: {done}/{total}, {_quantity(speed)} {unit}/s{left}  {note}"
+        print(line.rstrip(), file=sys.stderr, flush=True)
 
     return report
 

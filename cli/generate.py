@@ -6,7 +6,6 @@ import sys
 from typing import Annotated
 
 import typer
-
 from quantlab.cli.console import print_json, quiet_transformers, use_threads
 from quantlab.cli.options import Json, Model, Threads
 

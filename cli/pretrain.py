@@ -6,17 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
 from quantlab.cli.console import print_json, progress, quiet_transformers, use_threads
 from quantlab.cli.options import Json, Threads
 
 
 def pretrain(
     config: Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)],
-    data: Annotated[
-        Path, typer.Argument(help="Text file, or folder with train.txt[.gz], validation.txt, test.txt.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Argument(help="Folder to make; OUT.training holds unfinished work.", show_default=False)],
+    data: Annotated[Path, typer.Argument(help="Text file, or folder with train.txt[.gz].", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to make; OUT.training holds work at hand.", show_default=False)],
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT.training.")] = False,
     tokens: Annotated[int | None, typer.Option("--tokens", help="Instead of the recipe's number of tokens.")] = None,
     threads: Threads = None,
@@ -33,7 +30,7 @@ def pretrain(
         print_json(result)
         return
     print(
-        f"{result.parameters / 1e6:.1f} M parameters, {result.training_tokens / 1e6:.1f} M tokens in {result.steps} steps at "
-        f"{result.tokens_per_second:.0f} tokens/s\n"
+        f"{result.parameters / 1e6:.1f} M parameters, {result.training_tokens / 1e6:.1f} M tokens in {result.steps} "
+        f"steps at {result.tokens_per_second:.0f} tokens/s\n"
         f"loss {result.train_loss:.4f} in training, {result.eval_loss:.4f} nats per token held out\nwritten: {out}"
     )

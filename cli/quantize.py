@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
 from quantlab.cli.console import human_bytes, print_json, print_table, progress, use_threads
 from quantlab.cli.options import Json, Model, Threads
 
@@ -18,7 +17,7 @@ def quantize(
     uniform: Annotated[bool, typer.Option("--uniform", help="Embedding and head take the format too.")] = False,
     method: Annotated[str, typer.Option("--method", help="rtn: round to nearest.")] = "rtn",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Report sizes and formats; write nothing.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT even if quantlab did not make it.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT whatever it is.")] = False,
     threads: Threads = None,
     json: Json = False,
 ) -> None:

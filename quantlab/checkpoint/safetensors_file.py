@@ -41,7 +41,7 @@ class SafetensorsFile:
         """The bytes of tensor `name`, a fresh uint8 array."""
         entry = self.entries[name]
         out = np.empty(entry.nbytes, dtype=np.uint8)
-        view, offset, done = memoryview(out), self._offsets[name], 0
+        view, offset, done = out.data, self._offsets[name], 0
         while done < entry.nbytes:
             count = os.preadv(self._descriptor, [view[done : done + READ_CHUNK]], offset + done)
             if count == 0:
@@ -99,11 +99,11 @@ def _check_entry(name: str, field: Any, data_bytes: int, path: Path) -> tuple[Te
         raise InputError(f"{path}: tensor {name}: shape or offsets are no non-negative whole numbers")
     entry = TensorEntry(name, dtype, tuple(shape))
     if not begin <= end <= data_bytes:
-        raise InputError(
-            f"{path}: tensor {name}: its data ends at byte {end} of {data_bytes}; the file is cut short, download it again"
-        )
+        raise InputError(f"{path}: tensor {name}: its data ends at byte {end} of {data_bytes}; the file is cut short")
     if end - begin != entry.nbytes:
-        raise InputError(f"{path}: tensor {name}: {end - begin} bytes for {dtype} {list(shape)} ({entry.nbytes} needed)")
+        raise InputError(
+            f"{path}: tensor {name}: {end - begin} bytes for {dtype} {list(shape)}, which needs {entry.nbytes}"
+        )
     return entry, (begin, end)
 
 

@@ -12,7 +12,7 @@ SMALL_FILES = ("*.json", "*.txt", "*.jinja", "tokenizer.model", "LICENSE*", "REA
 
 
 def local_folder(model: str | Path) -> Path:
-    """The folder of `model`, downloaded first if it is a hub id that is not at hand (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN).
+    """The folder of `model`; a hub id is downloaded first if it is not at hand (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN).
 
     Raises:
         InputError: nothing is there under that name, neither as a path nor on the hub.

@@ -43,9 +43,9 @@ def summarize(model: str | Path) -> Summary:
         word = entry.dtype.lower() if format is None else format.name
         tensors.append(TensorSummary(name, checkpoint.shape(name), word, entry.nbytes))
     architectures = checkpoint.config.get("architectures")
-    named = isinstance(architectures, list) and architectures and isinstance(architectures[0], str)
+    named = [a for a in architectures if isinstance(a, str)] if isinstance(architectures, list) else []
     return Summary(
-        architecture=architectures[0] if named else checkpoint.family.model_type,
+        architecture=named[0] if named else checkpoint.family.model_type,
         parameters=checkpoint.parameters,
         bytes=checkpoint.nbytes,
         bits_per_weight=8 * checkpoint.nbytes / max(1, checkpoint.parameters),

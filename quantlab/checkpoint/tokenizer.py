@@ -1,4 +1,7 @@
-"""Text <-> token ids for a model folder, on the `tokenizers` library; transformers only converts what has no tokenizer.json."""
+"""Text <-> token ids for a model folder, on the `tokenizers` library.
+
+transformers only converts what has no tokenizer.json.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ def _backend(folder: Path) -> tokenizers.Tokenizer:
     if file.is_file():
         try:
             return tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # noqa: BLE001 the library raises bare Exception
+        except Exception as error:
             raise InputError(f"{file}: cannot be read: {error}") from None
     if not any((folder / name).is_file() for name in ("tokenizer.model", "vocab.json")):
         raise InputError(f"{folder}: holds no tokenizer (tokenizer.json, tokenizer.model or vocab.json)")

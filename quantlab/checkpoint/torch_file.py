@@ -19,7 +19,7 @@ class TorchFile:
         self.path = path
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # noqa: BLE001 torch raises a dozen kinds for broken or unsafe files
+        except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{path}: no checkpoint of plain tensors: {reason}") from None
         if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):

@@ -101,8 +101,10 @@ class CheckpointWriter:
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Write a plain tensor; linear weights as [out, in]. Its element type must be the planned one."""
-        if self.family.is_transposed(name):
-            tensor = tensor.T
+        self.write_stored(name, tensor.T if self.family.is_transposed(name) else tensor)
+
+    def write_stored(self, name: str, tensor: torch.Tensor) -> None:
+        """Write a plain tensor that lies as in the file already (GPT-2's linear weights: [in, out])."""
         entry = self.entries[name]
         assert (dtype_name(tensor.dtype), tuple(tensor.shape)) == (entry.dtype, entry.shape), f"{name}: not as planned"
         self._write_bytes(name, raw_bytes(tensor.cpu()))
@@ -110,7 +112,7 @@ class CheckpointWriter:
     def write_packed(self, name: str, packed: PackedTensor) -> None:
         """Write the blocks of a packed tensor."""
         entry = self.entries[name]
-        assert entry.dtype == "U8" and entry.shape == tuple(packed.blocks.shape), f"{name}: not as planned"
+        assert (entry.dtype, entry.shape) == ("U8", tuple(packed.blocks.shape)), f"{name}: not as planned"
         self._write_bytes(name, raw_bytes(packed.blocks.cpu()))
 
     def copy(self, name: str, checkpoint: Checkpoint) -> None:
@@ -130,7 +132,7 @@ class CheckpointWriter:
     def _write_bytes(self, name: str, data: np.ndarray) -> None:
         assert name in self._missing, f"{name}: not planned, or written twice"
         shard, offset = self._places[name]
-        view, done = memoryview(data), 0
+        view, done = data.data, 0
         while done < len(view):
             done += os.pwrite(shard.descriptor, view[done:], offset + done)
         self._missing.remove(name)

@@ -40,7 +40,7 @@ def text_windows(path: Path, tokenizer: Tokenizer, context: int, stride: int | N
         raise InputError(f"context {context}: at least 2 tokens are needed")
     if stride is not None and not 1 <= stride <= longest:
         raise InputError(f"stride {stride}: must be at least 1 and at most the context less one ({longest})")
-    windows = []
+    windows: list[Window] = []
     for document in read_documents(path):
         ids = tokenizer.encode(document, add_special_tokens=False)
         lead = [] if tokenizer.bos is None else [tokenizer.bos]
@@ -51,7 +51,7 @@ def text_windows(path: Path, tokenizer: Tokenizer, context: int, stride: int | N
 
 
 def _document_windows(ids: list[int], longest: int, stride: int | None, starts: bool) -> Iterator[Window]:
-    """Windows over `ids`, whose first token is never scored; `starts`: it is the start token, and begins every window."""
+    """Windows over `ids`, whose first token is never scored; if it `starts` the text, it begins every window."""
     scored_until = 1
     while scored_until < len(ids):
         step = longest if stride is None or scored_until == 1 else stride

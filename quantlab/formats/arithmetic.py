@@ -172,10 +172,10 @@ class _StraightThrough(torch.autograd.Function):
         return format.quantize(weight).dequantize(weight.dtype)
 
     @staticmethod
-    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient, None
 
 
 def fake_quantize(weight: torch.Tensor, format: BlockFormat) -> torch.Tensor:
     """See `BlockFormat.fake_quantize`."""
-    return _StraightThrough.apply(weight, format)  # type: ignore[no-any-return, no-untyped-call]
+    return _StraightThrough.apply(weight, format)

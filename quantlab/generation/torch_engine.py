@@ -1,4 +1,4 @@
-"""The torch engine: transformers' own forward with a KV cache, one sequence. The oracle, and the fallback, for others."""
+"""The torch engine: transformers' own forward with a KV cache, for one sequence."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TorchEngine:
         return self._logits
 
     def decode(self, params: SamplingParams, max_tokens: int) -> Iterator[int]:
-        """Draw tokens until `max_tokens` or the context's end. A token enters the cache when the next one is asked for."""
+        """Draw tokens until `max_tokens` or the context's end; one is computed with when the next is asked for."""
         for count in range(max_tokens):
             token = sample(self.logits(), self.tokens, params, self.position)
             yield token

@@ -11,9 +11,11 @@ from quantlab.formats import BlockFormat, PackedTensor
 class QuantEmbedding(nn.Embedding):
     """Token embedding over blocks: only the rows that are asked for are dequantized.
 
-    `weight` is a uint8 Parameter [num_embeddings, row_bytes] without gradient, which a tied head shares. An empty buffer
-    carries the output's dtype, so that `.to(torch.bfloat16)` on the model changes it as for a float embedding.
+    `weight` is a uint8 Parameter [num_embeddings, row_bytes] without gradient, which a tied head shares. An empty
+    buffer carries the output's dtype, so that `.to(torch.bfloat16)` on the model changes it as for a float embedding.
     """
+
+    output_like: torch.Tensor
 
     def __init__(
         self,

@@ -54,7 +54,7 @@ class QuantLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features]."""
         if torch.is_grad_enabled() and (input.requires_grad or (self.bias is not None and self.bias.requires_grad)):
-            return _PackedLinear.apply(input, self.weight, self.bias, self.format, self.transposed)  # type: ignore[no-any-return, no-untyped-call]
+            return _PackedLinear.apply(input, self.weight, self.bias, self.format, self.transposed)
         return _linear(input, self.weight, self.bias, self.format, self.transposed)
 
     def reset_parameters(self) -> None:
@@ -94,7 +94,7 @@ class _PackedLinear(torch.autograd.Function):
         return _linear(x, blocks, bias, format, transposed)
 
     @staticmethod
-    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (blocks,) = context.saved_tensors
         input_gradient = bias_gradient = None
         if context.needs_input_grad[0]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from quantlab.formats import Recipe
@@ -49,11 +50,11 @@ def _tied_source(model: PreTrainedModel, module: nn.Module) -> str | None:
 def _replacement(module: nn.Module, name: str, recipe: Recipe, tied_source: str | None) -> nn.Module | None:
     from transformers.pytorch_utils import Conv1D
 
-    if type(module) is nn.Linear:
+    if isinstance(module, nn.Linear) and type(module) is nn.Linear:  # packed and adapted ones are subclasses
         out_features, in_features, transposed = module.out_features, module.in_features, False
-    elif type(module) is Conv1D:
-        (in_features, out_features), transposed = module.weight.shape, True
-    elif type(module) is nn.Embedding:
+    elif isinstance(module, Conv1D):
+        (in_features, out_features), transposed = tuple(module.weight.shape), True
+    elif isinstance(module, nn.Embedding) and type(module) is nn.Embedding:
         format = recipe.format_for(name, (module.num_embeddings, module.embedding_dim))
         return None if format is None else QuantEmbedding(
             module.num_embeddings,
@@ -66,12 +67,13 @@ def _replacement(module: nn.Module, name: str, recipe: Recipe, tied_source: str 
     else:
         return None
     format = recipe.format_for(tied_source or name, (out_features, in_features))
+    weight: torch.Tensor = module.weight
     return None if format is None else QuantLinear(
         in_features,
         out_features,
         bias=module.bias is not None,
         format=format,
         transposed=transposed,
-        dtype=module.weight.dtype,
-        device=module.weight.device,
+        dtype=weight.dtype,
+        device=weight.device,
     )  # fmt: skip

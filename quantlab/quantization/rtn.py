@@ -1,4 +1,4 @@
-"""Round to nearest: each block between its own minimum and maximum, what llama.cpp does without an importance matrix."""
+"""Round to nearest: each block between its own minimum and maximum, as llama.cpp does by default."""
 
 from __future__ import annotations
 

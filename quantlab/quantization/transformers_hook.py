@@ -14,7 +14,7 @@ from quantlab.formats.recipe import QUANT_METHOD
 from quantlab.nn import QuantEmbedding, QuantLinear, swap_modules
 
 
-class QuantlabConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class QuantlabConfig(QuantizationConfigMixin):
     """A recipe in the shape of a transformers quantization config."""
 
     def __init__(self, **config: Any) -> None:  # Any: the fields of config.json, kept as they are
@@ -27,7 +27,7 @@ class QuantlabConfig(QuantizationConfigMixin):  # type: ignore[misc]
         return {"quant_method": QUANT_METHOD, **self._config}
 
 
-class QuantlabQuantizer(HfQuantizer):  # type: ignore[misc]
+class QuantlabQuantizer(HfQuantizer):
     """Loads folders that `quantlab quantize` wrote; it quantizes nothing itself."""
 
     requires_calibration = True  # transformers' word for: only checkpoints that are quantized already

@@ -113,7 +113,7 @@ def with_start(tokens: np.ndarray, bos: int) -> np.ndarray:
 
 
 def evaluation_batches(stream: np.ndarray, context: int, batch: int, bos: int) -> list[np.ndarray]:
-    """Consecutive full windows over `stream` in batches, int64 [<= batch, context]; an incomplete last one is left out."""
+    """Consecutive full windows over `stream` in batches, int64 [<= batch, context]; an incomplete one is left out."""
     starts = range(0, len(stream) - (context - 1) + 1, context - 1)
     windows = [with_start(stream[start : start + context - 1], bos) for start in starts]
     return [np.stack(windows[i : i + batch]) for i in range(0, len(windows), batch)]

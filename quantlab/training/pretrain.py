@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -127,10 +127,10 @@ def _prepare_data(recipe: PretrainRecipe, corpus: Corpus, work: Path) -> _Data:
             for name, texts in streams.items()
         }
         partial = cache.with_suffix(".partial.npz")
-        np.savez(partial, **arrays)
-        os.replace(partial, cache)
+        np.savez(partial, allow_pickle=False, **arrays)
+        partial.replace(cache)
     loaded = np.load(cache)
-    data = _Data(loaded["train"], loaded["validation"], loaded["test"] if "test" in loaded else None)
+    data = _Data(loaded["train"], loaded["validation"], loaded.get("test"))
     for name, stream in (("validation", data.validation), ("test", data.test)):
         if stream is not None and len(stream) < recipe.schedule.context:
             raise InputError(f"the {name} text has {len(stream)} tokens, less than one context")
@@ -176,9 +176,7 @@ class _Batches:
         return sampler.batch(item * windows, windows)
 
 
-def _trainer(
-    model: PreTrainedModel, schedule: Schedule, data: _Data, work: Path, progress: Progress | None
-) -> Trainer:
+def _trainer(model: PreTrainedModel, schedule: Schedule, data: _Data, work: Path, progress: Progress | None) -> Trainer:
     import torch
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -210,15 +208,15 @@ def _trainer(
     )
 
     class ReportProgress(TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if progress is not None and logs and "loss" in logs:
                 progress(state.global_step, state.max_steps, f"loss {logs['loss']:.3f}")
 
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=_Batches(data.train, schedule),  # type: ignore[arg-type]
-        eval_dataset=_evaluation(data.validation, schedule),  # type: ignore[arg-type]
+        train_dataset=_Batches(data.train, schedule),
+        eval_dataset=_evaluation(data.validation, schedule),
         data_collator=_as_model_input,
         optimizers=(_muon(model, schedule) if schedule.optimizer == "muon" else None, None),
         callbacks=[ReportProgress()],
@@ -261,7 +259,7 @@ def _newest_complete_checkpoint(work: Path) -> str | None:
 
 def _finish(trainer: Trainer, schedule: Schedule, data: _Data) -> PretrainResult:
     held_out = data.validation if data.test is None else data.test
-    eval_loss = trainer.evaluate(_evaluation(held_out, schedule))["eval_loss"]  # type: ignore[arg-type]
+    eval_loss = trainer.evaluate(_evaluation(held_out, schedule))["eval_loss"]
     history = trainer.state.log_history
     summary = next(entry for entry in reversed(history) if "train_runtime" in entry)
     losses = [entry["loss"] for entry in history if "loss" in entry]
@@ -271,18 +269,28 @@ def _finish(trainer: Trainer, schedule: Schedule, data: _Data) -> PretrainResult
         train_loss=losses[-1] if losses else summary["train_loss"],
         eval_loss=eval_loss,
         tokens_per_second=tokens / summary["train_runtime"],
-        parameters=sum(p.numel() for p in trainer.model.parameters()),  # type: ignore[union-attr]
+        parameters=sum(p.numel() for p in trainer.model.parameters()),
         training_tokens=tokens,
     )
 
 
 def _write_model(model: PreTrainedModel, work: Path, out: Path, history: list[dict[str, float]]) -> None:
+    """The fp16 folder, by the one writer, with tokenizer and loss log."""
     import torch
 
-    tokenizer_folder = work / "tokenizer"
-    final = work / "final"
-    model.to(torch.float16).save_pretrained(final, max_shard_size="10MB")  # type: ignore[arg-type]
-    for file in tokenizer_folder.iterdir():
-        shutil.copy(file, final)
-    (final / "training_log.json").write_text(json.dumps(history))
-    os.replace(final, out)
+    from quantlab.checkpoint import CheckpointWriter, TensorEntry
+    from quantlab.checkpoint.tensors import dtype_name
+
+    model.config.dtype = torch.float16
+    model.config.use_cache = True
+    config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+    tied = set(model.all_tied_weights_keys)
+    weights = {name: p.detach().cpu().to(torch.float16) for name, p in model.named_parameters() if name not in tied}
+    entries = [TensorEntry(name, dtype_name(w.dtype), tuple(w.shape)) for name, w in weights.items()]
+    with CheckpointWriter(out, entries, config) as writer:
+        for name, weight in weights.items():
+            writer.write_stored(name, weight)
+        writer.copy_companions(work / "tokenizer")
+        generation = {"bos_token_id": BOS, "eos_token_id": EOS}
+        writer.add_file("generation_config.json", json.dumps(generation, indent=2).encode() + b"\n")
+        writer.add_file("training_log.json", json.dumps(history).encode())

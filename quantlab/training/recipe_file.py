@@ -9,6 +9,10 @@ from typing import Any, Literal
 
 from quantlab.errors import InputError
 
+POSITIVE_FIELDS = (
+    "tokens", "context", "batch_tokens", "micro_batch_tokens", "learning_rate", "evaluate_every", "save_every",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class VocabularySettings:
@@ -120,7 +124,7 @@ def _number(value: object, kind: str, where: str) -> object:
 
 
 def _check_schedule(schedule: Schedule, path: Path) -> None:
-    for name in ("tokens", "context", "batch_tokens", "micro_batch_tokens", "learning_rate", "evaluate_every", "save_every"):
+    for name in POSITIVE_FIELDS:
         if not getattr(schedule, name) > 0:
             raise InputError(f"{path}: schedule.{name} must be greater than zero")
     if schedule.optimizer not in ("muon", "adamw"):

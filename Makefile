@@ -1,0 +1,49 @@
+# make run    from a bare clone to a quantized model, its quality, and a story
+# make test   the whole suite, lint included
+# make lint   ruff, mypy, import layers
+#
+# PYTHON=python3.12 picks an interpreter; TORCH_INDEX=URL passes pip another index for torch.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
+INSTALL_INPUTS := pyproject.toml CMakeLists.txt constraints.txt $(wildcard quantlab/native/src/*)
+MODEL := models/fable-9m
+TEXT := tests/data/prose.txt
+
+.PHONY: run test lint clean
+
+run: $(VENV)/.installed
+	$(BIN)/quantlab quantize $(MODEL) out/fable-9m-q4_1 > out/quantize.txt; tail -n 2 out/quantize.txt
+	$(BIN)/python benchmarks/formats.py $(MODEL) $(TEXT) --quantized out/fable-9m-q4_1
+	$(BIN)/quantlab generate out/fable-9m-q4_1 --prompt "Once upon a time" --max-tokens 200 --seed 3
+
+test: $(VENV)/.installed-test lint
+	$(BIN)/python -m pytest -n $(JOBS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/lint && mkdir -p build/lint
+	cp -r quantlab build/lint/quantlab && cp -r cli build/lint/quantlab/cli
+	$(BIN)/mypy
+	$(BIN)/python tests/import_layers.py build/lint
+
+# torch first: asked for by version, the index's small CPU build serves; any other way pulls gigabytes of CUDA packages.
+$(VENV)/.installed: $(INSTALL_INPUTS)
+	$(PYTHON) -c 'import sys; sys.exit("quantlab needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $$(grep '^torch==' constraints.txt)
+	$(PIP) -c constraints.txt -e .
+	mkdir -p out && touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis
