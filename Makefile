@@ -13,14 +13,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
 INSTALL_INPUTS := pyproject.toml CMakeLists.txt constraints.txt $(wildcard quantlab/native/src/*)
 MODEL := models/fable-9m
-TEXT := tests/data/prose.txt
+PROMPT := Once upon a time
 
 .PHONY: run test lint clean
 
 run: $(VENV)/.installed
-	$(BIN)/quantlab quantize $(MODEL) out/fable-9m-q4_1 > out/quantize.txt; tail -n 2 out/quantize.txt
-	$(BIN)/python benchmarks/formats.py $(MODEL) $(TEXT) --quantized out/fable-9m-q4_1
-	$(BIN)/quantlab generate out/fable-9m-q4_1 --prompt "Once upon a time" --max-tokens 200 --seed 3
+	$(BIN)/python benchmarks/formats.py $(MODEL) tests/data/prose.txt --formats q4_1 --out out
+	$(BIN)/quantlab generate out/fable-9m-q4_1 --prompt "$(PROMPT)" --max-tokens 200
 
 test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest -n $(JOBS)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from quantlab.cli.console import print_json, print_table, progress, quiet_transformers, use_threads
-from quantlab.cli.options import Context, Json, Stride, Text, Threads
+from quantlab.cli.options import Config, Context, Json, Stride, Text, Threads
 
 
 def compare(
@@ -16,6 +16,7 @@ def compare(
     context: Context = 512,
     stride: Stride = None,
     threads: Threads = None,
+    config: Config = None,
     json: Json = False,
 ) -> None:
     """Measure how far a model's predictions are from a reference model's."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 from quantlab.cli.console import print_json, quiet_transformers, use_threads
-from quantlab.cli.options import Json, Model, Threads
+from quantlab.cli.options import Config, Json, Model, Threads
 
 
 def generate(
@@ -23,6 +23,7 @@ def generate(
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same text.")] = 0,
     engine: Annotated[str, typer.Option("--engine", help="auto or torch.")] = "auto",
     threads: Threads = None,
+    config: Config = None,
     json: Json = False,
 ) -> None:
     """Continue a text; it is printed as it is written."""

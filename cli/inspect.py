@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from quantlab.cli.console import human_bytes, print_json, print_table
-from quantlab.cli.options import Json, Model
+from quantlab.cli.options import Config, Json, Model
 
 
-def inspect(path: Model, json: Json = False) -> None:
+def inspect(path: Model, config: Config = None, json: Json = False) -> None:
     """Show what a checkpoint holds; reads headers only."""
     from quantlab.checkpoint.summary import summarize
 

@@ -7,6 +7,30 @@ from typing import Annotated
 
 import typer
 
+
+def _apply_config(context: typer.Context, path: Path | None) -> None:
+    """Let a YAML file of option names and values stand in for options that the command line leaves out."""
+    if path is None:
+        return
+    import yaml
+
+    from quantlab.errors import InputError
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a YAML file: {error}") from None
+    known = {parameter.name for parameter in context.command.params} - {"config", None}
+    values = {str(key).replace("-", "_"): value for key, value in data.items()} if isinstance(data, dict) else None
+    if values is None:
+        raise InputError(f"{path}: must hold option names and values")
+    if unknown := sorted(set(values) - known):
+        raise InputError(f"{path}: unknown options {', '.join(unknown)} (see: {context.command_path} --help)")
+    context.default_map = {**(context.default_map or {}), **values}
+
+
 Model = Annotated[str, typer.Argument(help="Model folder or hub id.", show_default=False)]
 Text = Annotated[Path, typer.Argument(help="UTF-8 text file; lines <|endoftext|> part documents.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -16,4 +40,10 @@ Threads = Annotated[
 Context = Annotated[int, typer.Option("--context", help="Tokens per window.")]
 Stride = Annotated[
     int | None, typer.Option("--stride", help="Move windows on by this many tokens.", show_default="a whole window")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c", help="YAML file of options; the command line wins.", is_eager=True, callback=_apply_config
+    ),
 ]

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from quantlab.cli.console import print_json, progress, quiet_transformers, use_threads
-from quantlab.cli.options import Context, Json, Model, Stride, Text, Threads
+from quantlab.cli.options import Config, Context, Json, Model, Stride, Text, Threads
 
 
 def perplexity(
-    model: Model, text: Text, context: Context = 512, stride: Stride = None, threads: Threads = None, json: Json = False
+    model: Model,
+    text: Text,
+    context: Context = 512,
+    stride: Stride = None,
+    threads: Threads = None,
+    config: Config = None,
+    json: Json = False,
 ) -> None:
     """Measure how well a model predicts a text."""
     use_threads(threads)

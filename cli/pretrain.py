@@ -7,16 +7,18 @@ from typing import Annotated
 
 import typer
 from quantlab.cli.console import print_json, progress, quiet_transformers, use_threads
-from quantlab.cli.options import Json, Threads
+from quantlab.cli.options import Config, Json, Threads
 
 
 def pretrain(
-    config: Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)],
+    recipe: Annotated[Path, typer.Argument(metavar="CONFIG", help="Recipe, a YAML file.", show_default=False)],
     data: Annotated[Path, typer.Argument(help="Text file, or folder with train.txt[.gz].", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Folder to make; OUT.training holds work at hand.", show_default=False)],
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT.training.")] = False,
     tokens: Annotated[int | None, typer.Option("--tokens", help="Instead of the recipe's number of tokens.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Instead of the recipe's seed.")] = None,
     threads: Threads = None,
+    config: Config = None,
     json: Json = False,
 ) -> None:
     """Train a model from scratch."""
@@ -25,7 +27,7 @@ def pretrain(
     from quantlab.training import pretrain as training
 
     with progress("training", "steps") as report:
-        result = training.pretrain(config, data, out, resume=resume, tokens=tokens, progress=report)
+        result = training.pretrain(recipe, data, out, resume=resume, tokens=tokens, seed=seed, progress=report)
     if json:
         print_json(result)
         return

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 from quantlab.cli.console import human_bytes, print_json, print_table, progress, use_threads
-from quantlab.cli.options import Json, Model, Threads
+from quantlab.cli.options import Config, Json, Model, Threads
 
 
 def quantize(
@@ -19,6 +19,7 @@ def quantize(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Report sizes and formats; write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT whatever it is.")] = False,
     threads: Threads = None,
+    config: Config = None,
     json: Json = False,
 ) -> None:
     """Quantize a checkpoint to 4, 5 or 8 bits."""

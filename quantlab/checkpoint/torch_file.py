@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ class TorchFile:
 
         self.path = path
         try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            loaded = _load(path)
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{path}: no checkpoint of plain tensors: {reason}") from None
@@ -35,3 +36,10 @@ class TorchFile:
     def close(self) -> None:
         """Drop the mapped tensors."""
         self._tensors = {}
+
+
+def _load(path: Path) -> object:
+    import torch
+
+    # Files from before torch 1.6 are no zip archives and cannot be mapped: they are read whole.
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

@@ -62,6 +62,7 @@ def pretrain(
     *,
     resume: bool = False,
     tokens: int | None = None,
+    seed: int | None = None,
     progress: Progress | None = None,
 ) -> PretrainResult:
     """Train the recipe's model on `data` and write it to `out` as an fp16 Hugging Face folder.
@@ -72,14 +73,15 @@ def pretrain(
     Args:
         recipe_path: YAML file, see `recipe_file`.
         data: text file, or folder with train.txt[.gz] and, optionally, validation.txt and test.txt.
-        tokens: overrides the recipe's number of training tokens.
+        tokens: replaces the recipe's number of training tokens.
+        seed: replaces the recipe's seed.
 
     Raises:
         InputError: a wrong recipe or text, an existing `out`, or unfinished work in `<out>.training` without `resume`.
     """
     recipe = read_pretrain_recipe(recipe_path)
-    if tokens is not None:
-        recipe = _with_tokens(recipe, tokens)
+    changes = {"tokens": tokens, "seed": seed}
+    recipe = recipe.with_schedule(**{name: value for name, value in changes.items() if value is not None})
     corpus = open_corpus(data)
     work = out.with_name(out.name + ".training")
     if out.exists():
@@ -95,12 +97,6 @@ def pretrain(
     _write_model(model, work, out, trainer.state.log_history)
     shutil.rmtree(work)
     return result
-
-
-def _with_tokens(recipe: PretrainRecipe, tokens: int) -> PretrainRecipe:
-    import dataclasses
-
-    return dataclasses.replace(recipe, schedule=dataclasses.replace(recipe.schedule, tokens=tokens))
 
 
 def _prepare_data(recipe: PretrainRecipe, corpus: Corpus, work: Path) -> _Data:

@@ -69,6 +69,17 @@ class PretrainRecipe:
     vocabulary: VocabularySettings
     schedule: Schedule
 
+    def with_schedule(self, **changes: int) -> PretrainRecipe:
+        """The recipe with some of the schedule's fields replaced.
+
+        Raises:
+            InputError: a value is not above zero (a seed: below it).
+        """
+        for name, value in changes.items():
+            if value < (0 if name == "seed" else 1):
+                raise InputError(f"{name} {value}: too small")
+        return dataclasses.replace(self, schedule=dataclasses.replace(self.schedule, **changes))
+
 
 def read_pretrain_recipe(path: Path) -> PretrainRecipe:
     """Read and check a pretraining recipe.
