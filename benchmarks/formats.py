@@ -50,8 +50,9 @@ def main() -> None:
         rows.append((format, human_bytes(report.bytes), f"{report.bits_per_weight:.3f}", *_quality(result)))
     print_table(COLUMNS, rows)
     print(
-        f"\n{arguments.model} on {arguments.text.name}: {result.tokens} tokens, {math.log(result.perplexity_a):.4f} nats "
-        f"per token, context {arguments.context}; {platform.machine()}, {os.cpu_count()} cores\n"
+        f"\n{arguments.model} on {arguments.text.name}: {result.tokens} tokens, "
+        f"{math.log(result.perplexity_a):.4f} nats per token, context {arguments.context}; "
+        f"{platform.machine()}, {os.cpu_count()} cores\n"
     )
 
 

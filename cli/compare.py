@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from quantlab.cli.console import print_json, print_table, progress, quiet_transformers, use_threads
-from quantlab.cli.options import Config, Context, Json, Stride, Text, Threads
+from quantlab.cli.options import Config, Context, Engine, Json, Stride, Text, Threads
 
 
 def compare(
@@ -15,6 +15,7 @@ def compare(
     text: Text,
     context: Context = 512,
     stride: Stride = None,
+    engine: Engine = "auto",
     threads: Threads = None,
     config: Config = None,
     json: Json = False,

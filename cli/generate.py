@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 from quantlab.cli.console import print_json, quiet_transformers, use_threads
-from quantlab.cli.options import Config, Json, Model, Threads
+from quantlab.cli.options import Config, Engine, Json, Model, Threads
 
 
 def generate(
@@ -21,18 +21,15 @@ def generate(
     repetition_penalty: Annotated[float, typer.Option("--repetition-penalty", help="Above 1: repeat less.")] = 1.0,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End at this string; may be repeated.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same text.")] = 0,
-    engine: Annotated[str, typer.Option("--engine", help="auto or torch.")] = "auto",
+    engine: Engine = "auto",
     threads: Threads = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Continue a text; it is printed as it is written."""
-    from quantlab.errors import InputError
     from quantlab.generation.sampling import SamplingParams
 
     params = SamplingParams(repetition_penalty, temp, top_k, top_p, min_p, seed)
-    if engine not in ("auto", "torch"):
-        raise InputError(f"--engine {engine}: choose auto or torch")
     text = _standard_input() if prompt == "-" else prompt
     use_threads(threads)
     quiet_transformers()

@@ -31,6 +31,16 @@ def _apply_config(context: typer.Context, path: Path | None) -> None:
     context.default_map = {**(context.default_map or {}), **values}
 
 
+def _check_engine(engine: str) -> str:
+    from quantlab.errors import InputError
+
+    if engine not in ENGINES:
+        raise InputError(f"--engine {engine}: choose one of: {', '.join(ENGINES)}")
+    return engine
+
+
+ENGINES = ("auto", "torch")
+
 Model = Annotated[str, typer.Argument(help="Model folder or hub id.", show_default=False)]
 Text = Annotated[Path, typer.Argument(help="UTF-8 text file; lines <|endoftext|> part documents.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -47,3 +57,4 @@ Config = Annotated[
         "--config", "-c", help="YAML file of options; the command line wins.", is_eager=True, callback=_apply_config
     ),
 ]
+Engine = Annotated[str, typer.Option("--engine", help="auto or torch.", callback=_check_engine)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quantlab.cli.console import print_json, progress, quiet_transformers, use_threads
-from quantlab.cli.options import Config, Context, Json, Model, Stride, Text, Threads
+from quantlab.cli.options import Config, Context, Engine, Json, Model, Stride, Text, Threads
 
 
 def perplexity(
@@ -11,6 +11,7 @@ def perplexity(
     text: Text,
     context: Context = 512,
     stride: Stride = None,
+    engine: Engine = "auto",
     threads: Threads = None,
     config: Config = None,
     json: Json = False,

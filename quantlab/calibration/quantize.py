@@ -149,7 +149,8 @@ def _config(checkpoint: Checkpoint, recipe: Recipe, method: str) -> dict[str, An
     from importlib.metadata import version
 
     provenance = {"method": method, "quantlab_version": version("quantlab")}
-    return {**checkpoint.config, "quantization_config": {**recipe.to_config(), **provenance}}
+    tying = {"tie_word_embeddings": checkpoint.tied}
+    return {**checkpoint.config, **tying, "quantization_config": {**recipe.to_config(), **provenance}}
 
 
 def _write_tensors(

@@ -27,8 +27,8 @@ INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 class Checkpoint:
     """Named tensors of a folder. Linear weights are [out, in] under full Hugging Face names, whatever the files do.
 
-    A head that is tied to the embedding is not listed. Quantized tensors are uint8 rows of blocks in the file; `shape`
-    and `read` speak of the weights, `read_packed` of the blocks.
+    A head that is tied to the embedding is not listed; `tied` tells. Quantized tensors are uint8 rows of blocks in the
+    file; `shape` and `read` speak of the weights, `read_packed` of the blocks.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,14 +45,10 @@ class Checkpoint:
         self._stored: dict[str, tuple[SafetensorsFile | TorchFile, TensorEntry]] = {}
         for file in _open_files(path):
             self._add_file(file)
+        self.tied = bool(self.config.get("tie_word_embeddings", self.family.tied_by_default)) and self._drop_tied_head()
         self.names: tuple[str, ...] = tuple(self._stored)
         for name in self.names:
             self._check_packing(name)
-
-    @property
-    def tied(self) -> bool:
-        """Whether the head is the embedding."""
-        return bool(self.config.get("tie_word_embeddings", self.family.tied_by_default))
 
     @cached_property
     def parameters(self) -> int:
@@ -120,11 +116,22 @@ class Checkpoint:
     def _add_file(self, file: SafetensorsFile | TorchFile) -> None:
         for stored_name, entry in file.entries.items():
             name = self.family.full_name(stored_name)
-            if self.family.is_derived(name) or (self.tied and name == self.family.head):
+            if self.family.is_derived(name):
                 continue
             if name in self._stored:
                 raise InputError(f"{file.path}: tensor {name} is in {self._stored[name][0].path.name} too")
             self._stored[name] = (file, entry)
+
+    def _drop_tied_head(self) -> bool:
+        """Forget a stored copy of the embedding; False if the head differs, which then counts, as in transformers."""
+        embedding, head = self.family.embedding, self.family.head
+        if head not in self._stored:
+            return True
+        if embedding in self._stored and self.entry(head).shape == self.entry(embedding).shape:
+            if not np.array_equal(self.read_bytes(head), self.read_bytes(embedding)):
+                return False
+            del self._stored[head]
+        return True
 
     def _check_packing(self, name: str) -> None:
         """A uint8 tensor must be rows of whole blocks of the format that the recipe names."""

@@ -131,17 +131,21 @@ class TextStream:
         self.token_ids: list[int] = []
         self.text = ""  # released
         self._tokenizer, self._stop, self._on_text = tokenizer, tuple(stop), on_text
-        # Decoded together with the prompt's last tokens: decoders strip a leading space at the start of a text only.
-        self._lead = list(prompt_ids[-4:])
-        self._lead_length = len(tokenizer.decode(self._lead))
         self._decoded = ""
+        # Decoded behind a few tokens that are text already: decoders treat the start of a text differently.
+        self._recent = list(prompt_ids[-4:])
+        self._known = len(self._recent)  # how many of the recent tokens are text already
 
     def add(self, token: int, *, is_end: bool) -> bool:
         """Take one token; True when the text ends with it."""
         self.token_ids.append(token)
         if is_end:
             return True
-        self._decoded = self._tokenizer.decode([*self._lead, *self.token_ids])[self._lead_length :]
+        self._recent.append(token)
+        piece = self._new_text()
+        if piece.endswith("\ufffd"):  # half a character: the next token may complete it
+            return False
+        self._take(piece)
         ends = [index for string in self._stop if (index := self._decoded.find(string)) >= 0]
         if ends:
             self._decoded = self._decoded[: min(ends)]
@@ -149,8 +153,19 @@ class TextStream:
         self._release(len(self._decoded) - self._undecided())
         return False
 
+    def _new_text(self) -> str:
+        known = self._tokenizer.decode(self._recent[: self._known])
+        return self._tokenizer.decode(self._recent)[len(known) :]
+
+    def _take(self, piece: str) -> None:
+        self._decoded += piece
+        self._recent = self._recent[self._known :] if piece else self._recent
+        self._known = len(self._recent)
+
     def flush(self) -> None:
         """Release what is left; no token follows."""
+        if len(self._recent) > self._known:
+            self._take(self._new_text())
         self._release(len(self._decoded))
 
     def _release(self, length: int) -> None:
@@ -161,8 +176,6 @@ class TextStream:
                 self._on_text(piece)
 
     def _undecided(self) -> int:
-        """Characters at the end that may still change: half a UTF-8 sequence, or the beginning of a stop string."""
-        if self._decoded.endswith("�"):
-            return len(self._decoded) - len(self._decoded.rstrip("�"))
+        """Characters at the end that may be the beginning of a stop string."""
         prefixes = (string[:size] for string in self._stop for size in range(len(string) - 1, 0, -1))
         return max((len(p) for p in prefixes if self._decoded.endswith(p)), default=0)

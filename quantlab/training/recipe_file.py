@@ -69,7 +69,7 @@ class PretrainRecipe:
     vocabulary: VocabularySettings
     schedule: Schedule
 
-    def with_schedule(self, **changes: int) -> PretrainRecipe:
+    def with_schedule(self, **changes: Any) -> PretrainRecipe:  # Any: numbers for fields
         """The recipe with some of the schedule's fields replaced.
 
         Raises:

@@ -1,0 +1,96 @@
+"""Tiny real models and a tokenizer, made once per run: the tests' only fixtures with a cost."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test touches the network
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+PROSE = Path(__file__).parent / "data" / "prose.txt"
+
+SHAPES = {
+    "llama": {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+    },
+    "gpt2": {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128},
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Workers run side by side; more threads each would only fight."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def prose() -> Path:
+    """The project's own text, eight documents."""
+    return PROSE
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a SentencePiece BPE of 512 pieces, in all its files."""
+    from quantlab.training.corpus import read_documents
+    from quantlab.training.vocabulary import train_sentencepiece
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_sentencepiece(read_documents(PROSE), 512, folder, threads=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_model(tokenizer_folder: Path):
+    """A function (folder, family, tied=True, **config) -> folder with a random fp32 model and the tokenizer.
+
+    Embeddings are drawn wide, so that logits differ enough for argmax comparisons.
+    """
+
+    def make(folder: Path, family: str, *, tied: bool = True, seed: int = 0, **overrides: object) -> Path:
+        import shutil
+
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        settings = {**SHAPES[family], "vocab_size": 512, "tie_word_embeddings": tied, **overrides}
+        config = AutoConfig.for_model(settings.pop("model_type"), bos_token_id=1, eos_token_id=2, **settings)
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 2:
+                    parameter.normal_(0, 0.15)
+                elif not parameter.any():  # biases start at zero, where a dropped one would not show
+                    parameter.normal_(0, 0.05)
+        model.save_pretrained(folder)
+        for file in tokenizer_folder.iterdir():
+            shutil.copy(file, folder)
+        return folder
+
+    return make
+
+
+MODEL_CASES = [("llama", True), ("llama", False), ("gpt2", True), ("gpt2", False)]
+
+
+@pytest.fixture(scope="session", params=MODEL_CASES, ids=lambda case: f"{case[0]}-{'tied' if case[1] else 'untied'}")
+def float_model(request: pytest.FixtureRequest, make_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model of each family, tied and untied."""
+    family, tied = request.param
+    return make_model(tmp_path_factory.mktemp("float"), family, tied=tied)
+
+
+@pytest.fixture(scope="session")
+def llama_model(make_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One tiny Llama, where one family is enough."""
+    return make_model(tmp_path_factory.mktemp("llama"), "llama")
