@@ -26,7 +26,10 @@ def _run() -> int:
     try:
         from quantlab.cli.app import run
 
-        return run()
+        status = run()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a reader that has gone is noticed here, not at the interpreter's end
+        return status
     except InputError as error:
         return _fail(str(error), 2)
     except KeyboardInterrupt:

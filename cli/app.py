@@ -7,6 +7,7 @@ from quantlab.cli import compare, generate, inspect, perplexity, pretrain, quant
 
 # The parser's error class; typer does not export it, but a bad parameter is one.
 UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
+INTERRUPTED = 130  # typer's status after Ctrl-C; older versions abort instead
 
 app = typer.Typer(
     name="quantlab",
@@ -42,6 +43,7 @@ def run() -> int:
 
     Raises:
         InputError: the command line is wrong.
+        KeyboardInterrupt: Ctrl-C.
     """
     from quantlab.errors import InputError
 
@@ -52,4 +54,6 @@ def run() -> int:
         raise InputError(f"{error.format_message()} (see: {command} --help)") from None
     except typer.Abort:
         raise KeyboardInterrupt from None
+    if status == INTERRUPTED:
+        raise KeyboardInterrupt
     return status if isinstance(status, int) else 0

@@ -30,7 +30,7 @@ def generate(
     from quantlab.generation.sampling import SamplingParams
 
     params = SamplingParams(repetition_penalty, temp, top_k, top_p, min_p, seed)
-    text = _standard_input() if prompt == "-" else prompt
+    text = _standard_input() if prompt == "-" else _checked(prompt)
     use_threads(threads)
     quiet_transformers()
     from quantlab.generation import generator
@@ -53,6 +53,16 @@ def generate(
 
 def _show(piece: str) -> None:
     print(piece, end="", flush=True)
+
+
+def _checked(prompt: str) -> str:
+    from quantlab.errors import InputError
+
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError:  # Python stands surrogates in for bytes that are no UTF-8
+        raise InputError("--prompt is not UTF-8 text") from None
+    return prompt
 
 
 def _standard_input() -> str:

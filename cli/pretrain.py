@@ -26,7 +26,7 @@ def pretrain(
     quiet_transformers()
     from quantlab.training import pretrain as training
 
-    with progress("training", "steps") as report:
+    with progress("training", "tokens") as report:
         result = training.pretrain(recipe, data, out, resume=resume, tokens=tokens, seed=seed, progress=report)
     if json:
         print_json(result)

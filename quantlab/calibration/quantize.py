@@ -106,8 +106,8 @@ def quantize_checkpoint(
 def _check_destination(checkpoint: Checkpoint, out: Path) -> None:
     if out.suffix == ".gguf":
         raise InputError(f"{out}: GGUF output is not available yet; give a folder name")
-    if out.exists() and out.resolve() == checkpoint.path.resolve():
-        raise InputError(f"{out}: is the model itself; choose another folder")
+    if out.exists() and checkpoint.path.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"{out}: is the model itself, or a folder around it; choose another folder")
 
 
 def _is_own_output(out: Path) -> bool:

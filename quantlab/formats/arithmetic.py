@@ -94,7 +94,7 @@ def _symmetric_codes(x: torch.Tensor, format: BlockFormat) -> tuple[torch.Tensor
     middle, own_middle = format.levels // 2, 1 << (format.code_bits - 1)
     extreme = x.gather(1, x.abs().argmax(dim=1, keepdim=True))
     d = extreme / -middle
-    codes = _truncate(x * _reciprocal(d) + (middle + 0.5), format.levels)
+    codes = _truncate(x * _reciprocal(d) + torch.where(_vanishes(d), 0, middle + 0.5), format.levels)
     return d, d, codes + (own_middle - middle)
 
 
@@ -104,17 +104,20 @@ def _eight_bit_codes(x: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.
     scaled = x * _reciprocal(d)
     magnitude = scaled.abs()
     whole = magnitude.floor()
-    codes = scaled.sign() * (whole + (2 * (magnitude - whole)).floor())
-    return d, torch.where(codes.isfinite(), codes, 0)
+    return d, scaled.sign() * (whole + (2 * (magnitude - whole)).floor())
 
 
 def _reciprocal(d: torch.Tensor) -> torch.Tensor:
-    return torch.where(d == 0, 0, 1 / d)
+    return torch.where((d == 0) | _vanishes(d), 0, 1 / d)
+
+
+def _vanishes(d: torch.Tensor) -> torch.Tensor:
+    """Whether 1 / d is beyond fp32: d is zero in fp16 then, and all codes of the block are 0, as gguf's are on x86."""
+    return (d != 0) & (1 / d).isinf()
 
 
 def _truncate(codes: torch.Tensor, levels: int) -> torch.Tensor:
-    # 1 / d overflows for denormal d: 0 * inf is NaN and counts as 0, inf as the top code.
-    return codes.nan_to_num(nan=0).trunc().clamp(0, levels - 1).to(torch.uint8)
+    return codes.trunc().clamp(0, levels - 1).to(torch.uint8)
 
 
 def _pack_codes(codes: torch.Tensor, format: BlockFormat) -> list[torch.Tensor]:

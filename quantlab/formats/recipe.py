@@ -64,7 +64,10 @@ class Recipe:
         rules = config.get("rules")
         if not isinstance(rules, list) or not all(_is_rule(rule) for rule in rules):
             raise InputError(f"{source}: quantization_config.rules must be a list of [pattern, format] pairs")
-        return cls(tuple((pattern, format_name) for pattern, format_name in rules))
+        try:
+            return cls(tuple((pattern, format_name) for pattern, format_name in rules))
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
 
 
 def _is_rule(rule: object) -> bool:

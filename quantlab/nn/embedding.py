@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from quantlab.formats import BlockFormat, PackedTensor
@@ -41,7 +42,7 @@ class QuantEmbedding(nn.Embedding):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Integer ids [...] -> [..., embedding_dim]."""
-        return self.format.dequantize(self.weight[input], self.output_like.dtype)
+        return self.format.dequantize(F.embedding(input, self.weight), self.output_like.dtype)
 
     def reset_parameters(self) -> None:
         """Nothing: blocks come from a checkpoint."""

@@ -73,7 +73,7 @@ def _linear(
     weight = weight.T.contiguous()
     rows = x.reshape(-1, x.shape[-1])
     result = rows @ weight if bias is None else torch.addmm(bias, rows, weight)
-    return result.reshape(*x.shape[:-1], -1)
+    return result.reshape(*x.shape[:-1], weight.shape[1])
 
 
 class _PackedLinear(torch.autograd.Function):

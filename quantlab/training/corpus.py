@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -61,8 +62,8 @@ def read_documents(path: Path) -> list[str]:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}); convert it to UTF-8 first") from None
-    documents = [part.strip("\n") for part in f"\n{text}\n".split(f"\n{DOCUMENT_END}\n")]
-    documents = [document for document in documents if document.strip()]
+    parts = re.split(f"^{re.escape(DOCUMENT_END)}$", text, flags=re.MULTILINE)
+    documents = [part.strip("\n") for part in parts if part.strip()]
     if not documents:
         raise InputError(f"{path}: holds no text")
     return documents

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -27,11 +28,11 @@ from quantlab.training.vocabulary import BOS, EOS, load_sentencepiece, train_sen
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, Trainer
+    from transformers import PreTrainedConfig, PreTrainedModel, Trainer
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, str], None]  # (steps done, steps in all, what to show beside them)
+Progress = Callable[[int, int, str], None]  # (tokens done, tokens in all, the latest loss)
 VALIDATION_SHARE = 20  # without a validation file, every 20th document is held out
 CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors")
 
@@ -88,15 +89,46 @@ def pretrain(
         raise InputError(f"{out}: exists already; remove it or choose another folder")
     if work.exists() and not resume:
         raise InputError(f"{work}: holds an unfinished run; continue it with --resume, or remove the folder")
+    model = _new_model(recipe, recipe_path)
+    fresh = not work.exists()
     work.mkdir(parents=True, exist_ok=True)
-    streams = _prepare_data(recipe, corpus, work)
-    model = _new_model(recipe)
-    trainer = _trainer(model, recipe.schedule, streams, work, progress)
-    trainer.train(resume_from_checkpoint=_newest_complete_checkpoint(work))
-    result = _finish(trainer, recipe.schedule, streams)
+    try:
+        _check_same_run(recipe, corpus, work)
+        streams = _prepare_data(recipe, corpus, work)
+        trainer = _trainer(model, recipe.schedule, streams, work, progress)
+    except InputError:  # refused: there is nothing to resume
+        if fresh:
+            shutil.rmtree(work)
+        raise
+    checkpoint = _newest_complete_checkpoint(work)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    result = _finish(trainer, recipe.schedule, streams, 0 if checkpoint is None else _step_of(checkpoint))
     _write_model(model, work, out, trainer.state.log_history)
     shutil.rmtree(work)
     return result
+
+
+def _check_same_run(recipe: PretrainRecipe, corpus: Corpus, work: Path) -> None:
+    """Note what a run is made of when it starts; refuse to resume it with anything else.
+
+    The number of tokens may change (see `Schedule`), and so may how often to evaluate and save.
+    """
+    free = ("tokens", "evaluate_every", "save_every")
+    schedule = {name: value for name, value in dataclasses.asdict(recipe.schedule).items() if name not in free}
+    splits = {split: file for split, file in dataclasses.asdict(corpus).items() if file is not None}
+    identity = {
+        "model": recipe.model,
+        "vocabulary": dataclasses.asdict(recipe.vocabulary),
+        "schedule": schedule,
+        "data": {split: [file.name, file.stat().st_size] for split, file in splits.items()},
+    }
+    note = work / "run.json"
+    if not note.exists():
+        note.write_text(json.dumps(identity))
+    elif changed := [name for name, value in json.loads(note.read_text()).items() if value != identity[name]]:
+        raise InputError(
+            f"{work}: holds a run with another {', '.join(changed)}; resume with that, or remove the folder"
+        )
 
 
 def _prepare_data(recipe: PretrainRecipe, corpus: Corpus, work: Path) -> _Data:
@@ -133,22 +165,37 @@ def _prepare_data(recipe: PretrainRecipe, corpus: Corpus, work: Path) -> _Data:
     return data
 
 
-def _new_model(recipe: PretrainRecipe) -> PreTrainedModel:
+def _new_model(recipe: PretrainRecipe, path: Path) -> PreTrainedModel:
+    """The recipe's model with random weights, once it is known to compute; `path` is the recipe's, for errors."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = dict(recipe.model)
     model_type = settings.pop("model_type")
     torch.manual_seed(recipe.schedule.seed)
+    # On CPU plain attention is faster than the fused one at these sizes, forward and backward.
+    attention = "sdpa" if torch.accelerator.is_available() else "eager"
     try:
         config = AutoConfig.for_model(
             model_type, vocab_size=recipe.vocabulary.size, bos_token_id=BOS, eos_token_id=EOS, **settings
         )
-        # On CPU plain attention is faster than the fused one at these sizes, forward and backward.
-        attention = "sdpa" if torch.accelerator.is_available() else "eager"
-        return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"model: transformers refuses this shape: {' '.join(str(error).split())}") from None
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        with torch.no_grad():
+            model(torch.tensor([[BOS]]))  # some shapes that do not fit each other show only now
+    except Exception as error:  # what its classes do not check themselves fails anywhere in them
+        raise InputError(f"{path}: model: transformers refuses it: {' '.join(str(error).split())}") from None
+    _check_config(config, settings, recipe.schedule, path)
+    return model
+
+
+def _check_config(config: PreTrainedConfig, settings: dict[str, Any], schedule: Schedule, path: Path) -> None:
+    """What transformers accepts without a word: misspelt fields, and windows longer than the model."""
+    known = {field.name for field in dataclasses.fields(config)} | set(config.attribute_map)
+    if unknown := sorted(name for name in settings if name not in known and hasattr(config, name)):
+        raise InputError(f"{path}: model: unknown fields {', '.join(unknown)}; {type(config).__name__} has no such")
+    longest, limit = max(schedule.context, schedule.short_context), config.max_position_embeddings
+    if longest > limit:
+        raise InputError(f"{path}: schedule.context {longest} exceeds model.max_position_embeddings, {limit}")
 
 
 class _Batches:
@@ -204,9 +251,18 @@ def _trainer(model: PreTrainedModel, schedule: Schedule, data: _Data, work: Path
     )
 
     class ReportProgress(TrainerCallback):
+        """Steps count as tokens, the unit people compare; the loss is the latest logged one."""
+
+        note = ""
+
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if progress is not None and logs and "loss" in logs:
-                progress(state.global_step, state.max_steps, f"loss {logs['loss']:.3f}")
+            words = {"loss": "loss", "eval_loss": "held out"}
+            self.note = ", ".join(f"{words[key]} {logs[key]:.3f}" for key in words if key in (logs or {})) or self.note
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if progress is not None:
+                done, total = state.global_step * schedule.batch_tokens, state.max_steps * schedule.batch_tokens
+                progress(done, total, self.note)
 
     trainer = Trainer(
         model=model,
@@ -234,26 +290,33 @@ def _as_model_input(items: list[np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 def _muon(model: PreTrainedModel, schedule: Schedule) -> torch.optim.Optimizer:
-    """Hidden matrices by Muon; embeddings, head and vectors by AdamW."""
+    """Hidden matrices by Muon; embeddings (GPT-2's positions too), head and vectors by AdamW."""
+    import torch
+
     from quantlab.training.muon import Muon
 
-    vocabulary = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+    apart = {id(m.weight) for m in (*tables, model.get_output_embeddings())}
     parameters = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if p.ndim == 2 and id(p) not in vocabulary]
+    matrices = [p for p in parameters if p.ndim == 2 and id(p) not in apart]
     chosen = {id(p) for p in matrices}
     others = [p for p in parameters if id(p) not in chosen]
     return Muon(matrices, others, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
 
 
-def _newest_complete_checkpoint(work: Path) -> str | None:
+def _newest_complete_checkpoint(work: Path) -> Path | None:
     """The newest checkpoint whose files are all there (the Trainer's saves are not atomic)."""
-    folders = sorted((work / "checkpoints").glob("checkpoint-*"), key=lambda f: int(f.name.split("-")[1]), reverse=True)
+    folders = sorted((work / "checkpoints").glob("checkpoint-*"), key=_step_of, reverse=True)
     complete = (folder for folder in folders if all((folder / name).is_file() for name in CHECKPOINT_FILES))
-    newest = next(complete, None)
-    return None if newest is None else str(newest)
+    return next(complete, None)
 
 
-def _finish(trainer: Trainer, schedule: Schedule, data: _Data) -> PretrainResult:
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _finish(trainer: Trainer, schedule: Schedule, data: _Data, first_step: int) -> PretrainResult:
+    """Evaluate and sum up; steps before `first_step` were an earlier call's."""
     held_out = data.validation if data.test is None else data.test
     eval_loss = trainer.evaluate(_evaluation(held_out, schedule))["eval_loss"]
     history = trainer.state.log_history
@@ -264,7 +327,7 @@ def _finish(trainer: Trainer, schedule: Schedule, data: _Data) -> PretrainResult
         steps=schedule.steps,
         train_loss=losses[-1] if losses else summary["train_loss"],
         eval_loss=eval_loss,
-        tokens_per_second=tokens / summary["train_runtime"],
+        tokens_per_second=(schedule.steps - first_step) * schedule.batch_tokens / summary["train_runtime"],
         parameters=sum(p.numel() for p in trainer.model.parameters()),
         training_tokens=tokens,
     )

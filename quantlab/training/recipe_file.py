@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from quantlab.checkpoint.families import family_of
 from quantlab.errors import InputError
 
 POSITIVE_FIELDS = (
     "tokens", "context", "batch_tokens", "micro_batch_tokens", "learning_rate", "evaluate_every", "save_every",
 )  # fmt: skip
+SEED_LIMIT = 1 << 32  # numpy's and transformers'
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Schedule:
 
     @property
     def warmup_steps(self) -> int:
-        return round(self.warmup_tokens / self.batch_tokens)
+        return min(self.steps, round(self.warmup_tokens / self.batch_tokens))
 
     @property
     def decay_steps(self) -> int:
@@ -73,11 +75,13 @@ class PretrainRecipe:
         """The recipe with some of the schedule's fields replaced.
 
         Raises:
-            InputError: a value is not above zero (a seed: below it).
+            InputError: a value is not above zero, or the seed none that torch and numpy take.
         """
         for name, value in changes.items():
-            if value < (0 if name == "seed" else 1):
-                raise InputError(f"{name} {value}: too small")
+            if name == "seed" and not 0 <= value < SEED_LIMIT:
+                raise InputError(f"seed {value}: must be at least 0 and below 2^32")
+            if name != "seed" and value < 1:
+                raise InputError(f"{name} {value}: must be greater than zero")
         return dataclasses.replace(self, schedule=dataclasses.replace(self.schedule, **changes))
 
 
@@ -99,6 +103,7 @@ def read_pretrain_recipe(path: Path) -> PretrainRecipe:
         raise InputError(f"{path}: needs exactly the sections model, vocabulary and schedule")
     if not isinstance(data["model"], dict) or not isinstance(data["model"].get("model_type"), str):
         raise InputError(f"{path}: model.model_type is missing (for example: llama)")
+    family_of(data["model"], f"{path}: model")  # one that the folder can be written for
     vocabulary = _section(VocabularySettings, data["vocabulary"], f"{path}: vocabulary")
     schedule = _section(Schedule, data["schedule"], f"{path}: schedule")
     if vocabulary.type != "sentencepiece-bpe":
@@ -142,10 +147,15 @@ def _check_schedule(schedule: Schedule, path: Path) -> None:
         raise InputError(f"{path}: schedule.optimizer must be muon or adamw, not {schedule.optimizer!r}")
     if schedule.decay > 1:
         raise InputError(f"{path}: schedule.decay is a share of the steps, at most 1")
-    if schedule.warmup_steps > schedule.steps:
+    if schedule.seed >= SEED_LIMIT:
+        raise InputError(f"{path}: schedule.seed must be below 2^32")
+    if schedule.warmup_tokens > schedule.tokens:
         raise InputError(f"{path}: schedule.warmup_tokens exceeds schedule.tokens")
     for name in ("short_context", "context"):
-        if (context := getattr(schedule, name)) and schedule.micro_batch_tokens % context:
+        context = getattr(schedule, name)
+        if context == 1:
+            raise InputError(f"{path}: schedule.{name} must be at least 2: a start token and one to predict")
+        if context and schedule.micro_batch_tokens % context:
             raise InputError(f"{path}: schedule.micro_batch_tokens must be a multiple of schedule.{name} ({context})")
     if schedule.batch_tokens % schedule.micro_batch_tokens:
         raise InputError(f"{path}: schedule.batch_tokens must be a multiple of schedule.micro_batch_tokens")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import gguf
 import numpy as np
 import numpy.typing as npt
@@ -131,17 +133,17 @@ def test_any_rows_are_ggufs_bytes(format, rows):
 
 @every_format
 @pytest.mark.parametrize("exponent", [-149, -140, -130, -127])
-def test_ranges_without_an_inverse_decode_as_ggufs(format, exponent):
-    """Below about 2**-128 the inverse of the scale is infinite, and numpy's cast of infinity to a code depends on the
-    processor. The scale is zero in half precision, so that every code decodes to the same weight.
+def test_rows_without_an_inverse_are_ggufs_bytes(format, exponent):
+    """Below about 2**-128 the inverse of the scale is beyond fp32. All codes are 0 then, as numpy's cast gives on x86;
+    the scale is zero in half precision, so that on any processor the weights decode as gguf's do.
     """
     rng = np.random.default_rng(0)
     weights = (rng.standard_normal((20, 64)) * 2.0**exponent).astype(np.float32)
     weights[:, 3] = 0  # zero times infinity
     ours, theirs = quantize(format, weights, LEVELS[format]), gguf_quantize(format, weights)
-    headers = [single_blocks(format, blocks)[:, : header_bytes(format)] for blocks in (ours, theirs)]
-    np.testing.assert_array_equal(*headers)
     np.testing.assert_array_equal(dequantize(format, ours), gguf_dequantize(format, theirs))
+    if platform.machine() == "x86_64":
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("format", AFFINE)

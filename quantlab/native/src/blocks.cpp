@@ -46,7 +46,11 @@ struct Codes {
     std::uint8_t codes[weights_per_block];
 };
 
-float inverse_or_zero(float scale) { return scale == 0.0f ? 0.0f : 1.0f / scale; }
+// A scale so small that its inverse is beyond fp32 is zero in half precision: all codes of its block are 0, which is
+// also what ggml's and numpy's conversions of infinity and NaN to a code give on x86.
+bool is_vanishing(float scale) { return scale != 0.0f && std::isinf(1.0f / scale); }
+
+float inverse_or_zero(float scale) { return scale == 0.0f || is_vanishing(scale) ? 0.0f : 1.0f / scale; }
 
 // Into 0..top; NaN gives 0. Clamping before converting to an integer keeps the conversion in range.
 float clamped(float position, float top) {
@@ -98,8 +102,8 @@ float extreme_weight(const float* weights) {
 Codes symmetric_codes(const float* weights, std::int32_t levels, std::int32_t zero_code) {
     const std::int32_t half = levels / 2;
     const float top = static_cast<float>(levels - 1);
-    const float offset = static_cast<float>(half) + 0.5f;
     Codes block{extreme_weight(weights) / static_cast<float>(-half), 0.0f, {}};
+    const float offset = is_vanishing(block.scale) ? 0.0f : static_cast<float>(half) + 0.5f;
     const float inverse = inverse_or_zero(block.scale);
     for (std::int32_t j = 0; j < weights_per_block; ++j) {
         const std::int32_t code = truncated_code(weights[j] * inverse + offset, top);
@@ -223,8 +227,7 @@ std::int32_t rounded_code(float position, float top) {
 void encode(const float* weights, std::int32_t levels, BlockQ8_0& block) {
     const float top = static_cast<float>((levels - 1) / 2);
     const float scale = std::bit_cast<float>(largest_magnitude_bits(weights)) / top;
-    // An inverse beyond fp32 belongs to a scale that is zero in half precision; its codes are zero too.
-    const float inverse = std::isinf(1.0f / scale) ? 0.0f : 1.0f / scale;
+    const float inverse = inverse_or_zero(scale);
     block.scale = half_from_float(scale);
     for (std::int32_t j = 0; j < weights_per_block; ++j) {
         block.codes[j] = static_cast<std::int8_t>(rounded_code(weights[j] * inverse, top));
