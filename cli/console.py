@@ -89,10 +89,10 @@ def _lines(label: str, unit: str) -> Progress:
 
     def report(done: int, total: int, note: str) -> None:
         nonlocal last
+        speed = meter.speed(done)
         if time.monotonic() - last < LINE_SECONDS:
             return
         last = time.monotonic()
-        speed = meter.speed(done)
         left = f", {(total - done) / speed / 60:.1f} min left" if speed else ""
         line = f"{label}: {done}/{total}, {_quantity(speed)} {unit}/s{left}  {note}"
         print(line.rstrip(), file=sys.stderr, flush=True)

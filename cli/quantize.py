@@ -41,7 +41,7 @@ def quantize(
         print_json(result)
         return
     rows = [
-        (t.name, "x".join(map(str, t.shape)), t.format, "" if t.relative_error is None else f"{t.relative_error:.4f}",
+        (t.name, "x".join(map(str, t.shape)), t.format, f"{t.relative_error:.4f}" if t.relative_error else "",
          t.note or "")
         for t in result.tensors
     ]  # fmt: skip

@@ -94,3 +94,36 @@ def float_model(request: pytest.FixtureRequest, make_model, tmp_path_factory: py
 def llama_model(make_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One tiny Llama, where one family is enough."""
     return make_model(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="session")
+def float_twin():
+    """A function (quantized folder, dtype) -> transformers' own float model, its weights decoded from the file by gguf.
+
+    How many bytes a row has tells its format; nothing of quantlab is used.
+    """
+
+    def twin(folder: Path, dtype=None):
+        import gguf
+        import torch
+        from safetensors.torch import load_file
+        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers.pytorch_utils import Conv1D
+
+        formats = {18: "Q4_0", 20: "Q4_1", 22: "Q5_0", 24: "Q5_1", 34: "Q8_0"}  # by bytes per 32 weights
+        config = AutoConfig.from_pretrained(folder)
+        del config.quantization_config
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32).eval()
+        for name, stored in load_file(folder / "model.safetensors").items():
+            parameter = model.get_parameter(name)
+            if stored.dtype == torch.uint8:
+                transposed = isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D)
+                columns = parameter.shape[0 if transposed else 1]
+                kind = gguf.GGMLQuantizationType[formats[stored.shape[1] * 32 // columns]]
+                weight = torch.from_numpy(gguf.quants.dequantize(stored.numpy(), kind))
+                stored = weight.T if transposed else weight
+            assert parameter.shape == stored.shape
+            parameter.data.copy_(stored)
+        return model
+
+    return twin

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ Progress = Callable[[int, int, str], None]  # (weights done, weights in all, the
 
 @dataclass(frozen=True)
 class TensorReport:
-    """One written tensor. `relative_error` is None for a tensor that was copied; `note` says why it was, if one would
-    have expected otherwise.
+    """One written tensor. `relative_error` is 0 for a tensor that was copied, None in a dry run; `note` says why it was
+    copied, if one would have expected otherwise.
     """
 
     name: str
@@ -161,14 +161,14 @@ def _write_tensors(
     method: str,
     progress: Progress | None,
 ) -> list[TensorReport]:
-    from dataclasses import replace
-
     done, written = 0, []
     for (name, format), report in zip(plan.items(), reports, strict=True):
         if progress is not None:
             progress(done, checkpoint.parameters, name)
         if format is None:
+            _check_finite(checkpoint, name)
             writer.copy(name, checkpoint)
+            report = replace(report, relative_error=0.0)
         else:
             weight = checkpoint.read(name)
             packed = METHODS[method](weight, format, f"{checkpoint.path}: {name}")
@@ -179,3 +179,9 @@ def _write_tensors(
     if progress is not None:
         progress(done, checkpoint.parameters, "")
     return written
+
+
+def _check_finite(checkpoint: Checkpoint, name: str) -> None:
+    """What is packed is checked by the format; this is for what is copied."""
+    if checkpoint.entry(name).dtype in FLOAT_DTYPES and not bool(checkpoint.read(name).isfinite().all()):
+        raise InputError(f"{checkpoint.path}: {name}: holds NaN or infinity; the checkpoint is damaged")

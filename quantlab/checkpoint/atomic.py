@@ -14,15 +14,13 @@ from pathlib import Path
 
 from quantlab.errors import InputError
 
-LOCK_NAME = ".quantlab-lock"
-
 
 @contextlib.contextmanager
 def atomic_folder(destination: Path, replace: bool) -> Iterator[Path]:
     """Yield a temporary folder that becomes `destination` when the block ends without an exception.
 
-    The temporary folder lies beside the destination under a fixed hidden name, locked while in use, so that the next
-    run clears what a killed one left. Whatever kills the process, the destination holds the old content or the
+    The temporary folder lies beside the destination under a fixed hidden name, and so does a lock file, so that the
+    next run clears what a killed one left. Whatever kills the process, the destination holds the old content or the
     complete new one.
 
     Args:
@@ -34,39 +32,58 @@ def atomic_folder(destination: Path, replace: bool) -> Iterator[Path]:
             writing it.
     """
     destination = Path(os.path.abspath(destination))  # noqa: PTH100 resolve() would follow a link at the destination
-    if destination.exists() and not replace:
-        raise InputError(f"{destination}: exists already; choose another name or pass --overwrite")
+    if not replace:
+        _check_free(destination)
     temporary = destination.with_name(f".{destination.name}.partial")
-    lock = _claim(temporary)
-    try:
-        yield temporary
-        (temporary / LOCK_NAME).unlink()
-        _sync_tree(temporary)
-        _move_into_place(temporary, destination)
-        _sync_folder(destination.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    finally:
-        os.close(lock)
+    with _locked(destination.with_name(f".{destination.name}.lock"), destination):
+        if not replace:
+            _check_free(destination)  # once more: another process may have finished it before we had the lock
+        if os.path.lexists(temporary):
+            _remove(temporary)
+        temporary.mkdir()
+        try:
+            yield temporary
+            _sync_tree(temporary)
+            _move_into_place(temporary, destination, replace)
+            _sync_folder(destination.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
-def _claim(temporary: Path) -> int:
-    """Make the folder empty and ours; the descriptor of its lock."""
+def _check_free(destination: Path) -> None:
+    if os.path.lexists(destination):
+        raise InputError(f"{destination}: exists already; choose another name or pass --overwrite")
+
+
+@contextlib.contextmanager
+def _locked(lock: Path, destination: Path) -> Iterator[None]:
+    """Hold the lock file, and remove it afterwards."""
     try:
-        temporary.mkdir(parents=True, exist_ok=True)
-        lock = os.open(temporary / LOCK_NAME, os.O_CREAT | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o644)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _acquire(lock)
+    except BlockingIOError:
+        raise InputError(f"{destination}: another process is writing it; wait, or choose another name") from None
     except OSError as error:
-        raise InputError(f"{temporary.parent}: cannot be written: {error.strerror}") from None
+        raise InputError(f"{lock.parent}: cannot be written: {error.strerror}") from None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise InputError(f"{temporary}: another process is writing this output") from None
-    for leftover in temporary.iterdir():
-        if leftover.name != LOCK_NAME:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    return lock
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # while it is held: nobody can hold it at the same time
+        os.close(descriptor)
+
+
+def _acquire(lock: Path) -> int:
+    while True:
+        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # a holder removed the file between our two calls: it guards nothing any more
 
 
 def _sync_tree(folder: Path) -> None:
@@ -88,13 +105,17 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _move_into_place(temporary: Path, destination: Path) -> None:
-    if not destination.exists():
+def _move_into_place(temporary: Path, destination: Path, replace: bool) -> None:
+    if not replace:
+        _check_free(destination)  # it may have appeared while we wrote
+    if not os.path.lexists(destination):
         temporary.rename(destination)
     elif _exchange(temporary, destination):
         _remove(temporary)
     else:  # no atomic exchange on this system: both contents are on disk at every moment, one of them hidden
         old = destination.with_name(f".{destination.name}.old")
+        if os.path.lexists(old):
+            _remove(old)
         destination.rename(old)
         temporary.rename(destination)
         _remove(old)

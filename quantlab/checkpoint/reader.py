@@ -191,7 +191,7 @@ def _shards(index: Path) -> list[str]:
         raise InputError(f"{index}: weight_map must be an object of tensor names and file names")
     shards = list(dict.fromkeys(weight_map.values()))
     for shard in shards:
-        if Path(shard).name != shard:
+        if Path(shard).name != shard or shard in ("", ".."):
             raise InputError(f"{index}: shard {shard!r} is no plain file name")
         if not (index.parent / shard).is_file():
             raise InputError(f"{index}: names {shard}, which is missing; download it")

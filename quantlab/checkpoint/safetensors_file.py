@@ -34,7 +34,7 @@ class SafetensorsFile:
         try:
             self.metadata, self.entries, self._offsets = _read_header(self._descriptor, path)
         except BaseException:
-            os.close(self._descriptor)
+            self.close()
             raise
 
     def read(self, name: str) -> np.ndarray:
@@ -74,15 +74,16 @@ def _read_header(descriptor: int, path: Path) -> tuple[dict[str, str], dict[str,
         raise InputError(f"{path}: its header is no JSON; not a safetensors file, or damaged") from None
     if not isinstance(header, dict):
         raise InputError(f"{path}: its header is no JSON object; not a safetensors file, or damaged")
-    metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict):
-        raise InputError(f"{path}: __metadata__ in its header is no JSON object")
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise InputError(f"{path}: __metadata__ in its header is no JSON object of texts")
     data_start, data_bytes = 8 + header_bytes, size - 8 - header_bytes
     entries: dict[str, TensorEntry] = {}
     spans: dict[str, tuple[int, int]] = {}
     for name, field in header.items():
         entries[name], spans[name] = _check_entry(name, field, data_bytes, path)
-    _check_no_overlap(spans, path)
+    _check_cover(spans, data_bytes, path)
     return metadata, entries, {name: data_start + begin for name, (begin, _) in spans.items()}
 
 
@@ -92,7 +93,7 @@ def _check_entry(name: str, field: Any, data_bytes: int, path: Path) -> tuple[Te
         dtype, shape, (begin, end) = field["dtype"], field["shape"], field["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise InputError(f"{path}: tensor {name}: its header entry lacks dtype, shape or data_offsets") from None
-    if dtype not in DTYPE_BYTES:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise InputError(f"{path}: tensor {name}: unknown element type {dtype!r}")
     numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
     if not all(type(n) is int and n >= 0 for n in numbers):
@@ -107,9 +108,14 @@ def _check_entry(name: str, field: Any, data_bytes: int, path: Path) -> tuple[Te
     return entry, (begin, end)
 
 
-def _check_no_overlap(spans: dict[str, tuple[int, int]], path: Path) -> None:
+def _check_cover(spans: dict[str, tuple[int, int]], data_bytes: int, path: Path) -> None:
+    """Tensors follow one another and fill the data, as the format demands and the library checks."""
     previous_end, previous_name = 0, ""
     for name, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
         if begin < previous_end:
             raise InputError(f"{path}: tensors {previous_name} and {name} overlap; the header is damaged")
+        if begin > previous_end:
+            raise InputError(f"{path}: tensor {name}: a gap of {begin - previous_end} bytes before it; damaged")
         previous_end, previous_name = end, name
+    if previous_end < data_bytes:
+        raise InputError(f"{path}: {data_bytes - previous_end} bytes at its end belong to no tensor; damaged")

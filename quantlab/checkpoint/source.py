@@ -17,7 +17,12 @@ def local_folder(model: str | Path) -> Path:
     Raises:
         InputError: nothing is there under that name, neither as a path nor on the hub.
     """
-    path = Path(model).expanduser()
+    if not str(model):
+        raise InputError("the model's name is empty; give a folder or a hub id")
+    try:
+        path = Path(model).expanduser()
+    except RuntimeError:  # ~name of nobody
+        raise InputError(f"{model}: no such folder") from None
     if path.is_dir():
         return path
     if path.is_file():
@@ -29,13 +34,13 @@ def local_folder(model: str | Path) -> Path:
 
 def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(repository, allow_patterns=[*SMALL_FILES, "*.safetensors"]))
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(repository, allow_patterns=[*SMALL_FILES, "pytorch_model*.bin"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{repository}: no such folder here, and the hub did not give it: {reason}") from None
     return folder

@@ -55,6 +55,8 @@ def torch_tensor(raw: np.ndarray, entry: TensorEntry) -> torch.Tensor:
     if entry.dtype not in _TORCH_NAMES:
         raise InputError(f"{entry.name}: element type {entry.dtype} is not supported")
     dtype = getattr(torch, _TORCH_NAMES[entry.dtype])
+    if not entry.elements:
+        return torch.empty(entry.shape, dtype=dtype)  # torch views no array of no bytes
     return torch.from_numpy(raw).view(dtype).reshape(entry.shape)
 
 

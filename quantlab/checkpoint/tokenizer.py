@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import tokenizers
 
 
+SPACE = "\u2581"  # SentencePiece's sign for it
+SENTENCEPIECE_PROBE = " A  b, 12\n\u00e9\u0301\ufb01 \U0001f600 "  # spaces, digits, what normalizing changes, bytes
+
+
 class Tokenizer:
     """A model's tokenizer. `bos` is the start token's id where the model expects one before every text, else None;
     `eos` holds the ids that end a text.
@@ -57,17 +61,66 @@ def _backend(folder: Path) -> tokenizers.Tokenizer:
     file = folder / "tokenizer.json"
     if file.is_file():
         try:
-            return tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:
-            raise InputError(f"{file}: cannot be read: {error}") from None
-    if not any((folder / name).is_file() for name in ("tokenizer.model", "vocab.json")):
-        raise InputError(f"{folder}: holds no tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
-    from transformers import AutoTokenizer
-
+            backend = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises nothing more special
+            raise InputError(f"{file}: cannot be read: {_one_line(error)}") from None
+        backend.no_truncation()  # settings of somebody's training, which the file may carry along
+        backend.no_padding()
+        return backend
     try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).backend_tokenizer
-    except (ValueError, OSError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{folder}: its tokenizer cannot be converted: {str(error).splitlines()[0]}") from None
+        if (folder / "tokenizer.model").is_file():
+            return _from_sentencepiece(folder)
+        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            return _from_merges(folder)
+    except Exception as error:  # whatever the content of the files sets off
+        raise InputError(f"{folder}: its tokenizer cannot be converted: {_one_line(error)}") from None
+    raise InputError(f"{folder}: holds no tokenizer (tokenizer.json, tokenizer.model, or vocab.json and merges.txt)")
+
+
+def _from_sentencepiece(folder: Path) -> tokenizers.Tokenizer:
+    """Convert `tokenizer.model`, with the start token unless tokenizer_config.json says otherwise.
+
+    Raises:
+        ValueError: another kind of model than Llama's BPE, which the conversion would get wrong.
+    """
+    import sentencepiece
+
+    original = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    settings = folder / "tokenizer_config.json"
+    add_bos = read_json(settings).get("add_bos_token", True) if settings.is_file() else True
+    converted = convert_sentencepiece(folder, add_bos=bool(add_bos))
+    ids = original.encode(SENTENCEPIECE_PROBE)
+    if converted.encode(SENTENCEPIECE_PROBE, add_special_tokens=False).ids != ids:
+        raise ValueError("tokenizer.model is not of Llama's kind; a tokenizer.json is needed")
+    return converted
+
+
+def convert_sentencepiece(folder: Path, *, add_bos: bool) -> tokenizers.Tokenizer:
+    """The `tokenizers` form of a SentencePiece BPE model `folder/tokenizer.model` with Llama's settings.
+
+    SentencePiece puts a space before every text. transformers' conversion leaves it out where the text begins with one,
+    which then is lost in decoding; so does its LlamaTokenizer class, whatever tokenizer.json says.
+    """
+    from tokenizers import normalizers
+    from transformers import LlamaTokenizer
+
+    converted = LlamaTokenizer.from_pretrained(str(folder), add_bos_token=add_bos, add_eos_token=False)
+    backend: tokenizers.Tokenizer = converted.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+    backend.pre_tokenizer = None
+    return backend
+
+
+def _from_merges(folder: Path) -> tokenizers.Tokenizer:
+    """Convert GPT-2's `vocab.json` and `merges.txt`."""
+    from transformers import GPT2Tokenizer
+
+    backend: tokenizers.Tokenizer = GPT2Tokenizer.from_pretrained(str(folder)).backend_tokenizer
+    return backend
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400] or type(error).__name__
 
 
 def _start_token(backend: tokenizers.Tokenizer) -> int | None:

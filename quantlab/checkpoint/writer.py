@@ -17,7 +17,7 @@ import numpy as np
 
 from quantlab.checkpoint.atomic import atomic_folder
 from quantlab.checkpoint.families import family_of
-from quantlab.checkpoint.tensors import TensorEntry, dtype_name, raw_bytes
+from quantlab.checkpoint.tensors import DTYPE_BYTES, TensorEntry, dtype_name, raw_bytes
 from quantlab.errors import InputError
 from quantlab.formats import PackedTensor
 
@@ -131,10 +131,9 @@ class CheckpointWriter:
 
     def _write_bytes(self, name: str, data: np.ndarray) -> None:
         assert name in self._missing, f"{name}: not planned, or written twice"
+        assert data.nbytes == self.entries[name].nbytes, f"{name}: not as planned"
         shard, offset = self._places[name]
-        view, done = data.data, 0
-        while done < len(view):
-            done += os.pwrite(shard.descriptor, view[done:], offset + done)
+        _write_all(shard.descriptor, data.data, offset)
         self._missing.remove(name)
 
     def _check_disk_space(self) -> None:
@@ -170,14 +169,14 @@ class CheckpointWriter:
         fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         offset = 0
         # Widest elements first, which keeps every tensor aligned to its element size, as the library writes them.
-        for entry in sorted(shard.entries, key=lambda e: (-e.nbytes // max(1, e.elements), e.name)):
+        for entry in sorted(shard.entries, key=lambda e: (-DTYPE_BYTES[e.dtype], e.name)):
             span = [offset, offset + entry.nbytes]
             fields[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": span}
             offset += entry.nbytes
         header = json.dumps(fields, separators=(",", ":")).encode()
         header += b" " * (-(8 + len(header)) % ALIGNMENT)
         shard.descriptor = os.open(shard.path, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o644)
-        os.pwrite(shard.descriptor, struct.pack("<Q", len(header)) + header, 0)
+        _write_all(shard.descriptor, memoryview(struct.pack("<Q", len(header)) + header), 0)
         start = 8 + len(header)
         os.ftruncate(shard.descriptor, start + offset)
         for entry in shard.entries:
@@ -185,3 +184,10 @@ class CheckpointWriter:
 
     def _write_json(self, name: str, data: dict[str, Any]) -> None:
         (self.folder / name).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write `data` at `offset`; the system may take it in pieces."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:], offset + done)

@@ -29,7 +29,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         checks = {
-            "repetition penalty must be greater than 0": self.repetition_penalty > 0,
+            "repetition penalty must be greater than 0": 0 < self.repetition_penalty < float("inf"),
             "temperature must be 0 or more": 0 <= self.temperature < float("inf"),
             "top-k must be 0 or more": self.top_k >= 0,
             "top-p must be above 0 and at most 1": 0 < self.top_p <= 1,

@@ -43,9 +43,11 @@ class TorchEngine:
             How many tokens came from the cache.
 
         Raises:
-            InputError: no tokens, an id outside the vocabulary, or more than the context holds.
+            InputError: no tokens, an id outside the vocabulary, more than the context holds, or a chunk of none.
         """
         self._check(token_ids)
+        if chunk is not None and chunk < 1:
+            raise InputError(f"chunk {chunk}: at least 1 token is needed")
         common = 0
         for old, new in zip(self.tokens, token_ids, strict=False):
             if old != new:
@@ -73,7 +75,13 @@ class TorchEngine:
             self._forward([token])
 
     def rewind(self, position: int) -> None:
-        """Forget all tokens from `position` on."""
+        """Forget all tokens from `position` on; those before it stay cached.
+
+        Raises:
+            InputError: the sequence has no such position.
+        """
+        if not 0 <= position <= self.position:
+            raise InputError(f"position {position}: the sequence has {self.position} tokens")
         if position < self.position:
             self._cache.crop(position - self.position)  # negative: that many tokens less
             self._logits = None

@@ -62,8 +62,8 @@ def read_documents(path: Path) -> list[str]:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}); convert it to UTF-8 first") from None
-    parts = re.split(f"^{re.escape(DOCUMENT_END)}$", text, flags=re.MULTILINE)
-    documents = [part.strip("\n") for part in parts if part.strip()]
+    parts = re.split(rf"^{re.escape(DOCUMENT_END)}\r?$", text, flags=re.MULTILINE)
+    documents = [part.strip("\r\n") for part in parts if part.strip()]
     if not documents:
         raise InputError(f"{path}: holds no text")
     return documents

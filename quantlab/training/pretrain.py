@@ -173,13 +173,11 @@ def _new_model(recipe: PretrainRecipe, path: Path) -> PreTrainedModel:
     settings = dict(recipe.model)
     model_type = settings.pop("model_type")
     torch.manual_seed(recipe.schedule.seed)
-    # On CPU plain attention is faster than the fused one at these sizes, forward and backward.
-    attention = "sdpa" if torch.accelerator.is_available() else "eager"
     try:
         config = AutoConfig.for_model(
             model_type, vocab_size=recipe.vocabulary.size, bos_token_id=BOS, eos_token_id=EOS, **settings
         )
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
             model(torch.tensor([[BOS]]))  # some shapes that do not fit each other show only now
     except Exception as error:  # what its classes do not check themselves fails anywhere in them
@@ -278,7 +276,10 @@ def _trainer(model: PreTrainedModel, schedule: Schedule, data: _Data, work: Path
 
 
 def _evaluation(stream: np.ndarray, schedule: Schedule) -> list[np.ndarray]:
-    batch = max(1, schedule.micro_batch_tokens // schedule.context)
+    """Batches of one size: the Trainer's loss is the mean over batches, however many windows each holds."""
+    windows = len(stream) // (schedule.context - 1)
+    most = max(1, schedule.micro_batch_tokens // schedule.context)
+    batch = next(size for size in range(most, 0, -1) if windows % size == 0)
     return evaluation_batches(stream, schedule.context, batch, BOS)
 
 

@@ -134,7 +134,7 @@ def _number(value: object, kind: str, where: str) -> object:
         number = float(str(value))
     except ValueError:
         raise InputError(f"{where}: must be a number, not {value!r}") from None
-    if isinstance(value, bool) or not 0 <= number < float("inf") or (kind == "int" and number != int(number)):
+    if not 0 <= number < float("inf") or (kind == "int" and number != int(number)):
         raise InputError(f"{where}: must be a non-negative {'whole ' * (kind == 'int')}number, not {value!r}")
     return int(number) if kind == "int" else number
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quantlab.checkpoint.tokenizer import convert_sentencepiece
 from quantlab.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,19 +65,16 @@ def _lines(documents: list[str]) -> Iterator[str]:
 
 def _convert(folder: Path) -> None:
     """Add the `tokenizers` form of `tokenizer.model`; the start token is part of it, as in Llama 2."""
-    from transformers import LlamaTokenizer
-
-    tokenizer = LlamaTokenizer.from_pretrained(str(folder), add_bos_token=True, add_eos_token=False)
-    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer = convert_sentencepiece(folder, add_bos=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
-        "tokenizer_class": "LlamaTokenizer",
+        "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<s>",
         "eos_token": "</s>",
         "unk_token": "<unk>",
         "add_bos_token": True,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
-        "legacy": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

@@ -1,0 +1,269 @@
+"""The sampler: the same tokens survive as in transformers, as often as they should, and a draw depends on nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from quantlab.errors import InputError
+from quantlab.generation.sampling import SamplingParams, sample
+
+OFF = {"repetition_penalty": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+LOGITS = np.array([2.0, -1.0, 0.5, 3.0, -4.0, 1.25, 0.0, 2.75, -2.5, 1.75, -0.5, 0.25], dtype=np.float32)
+HISTORY = [3, 1, 3, 3, 9, 4]
+
+
+def params(**changes: float) -> SamplingParams:
+    """Every step off but those that are named."""
+    return SamplingParams(**{**OFF, **changes})
+
+
+def expected_probabilities(logits: np.ndarray, history: list[int], params: SamplingParams) -> np.ndarray:
+    """By transformers' processors, in the order in which `generate` runs them, in float64."""
+    steps = LogitsProcessorList()
+    if params.repetition_penalty != 1:
+        steps.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
+    steps.append(TemperatureLogitsWarper(params.temperature))
+    if params.top_k:
+        steps.append(TopKLogitsWarper(params.top_k))
+    if params.top_p < 1:
+        steps.append(TopPLogitsWarper(params.top_p))
+    if params.min_p:
+        steps.append(MinPLogitsWarper(params.min_p))
+    scores = steps(torch.tensor([history or [0]]), torch.from_numpy(logits.astype(np.float64))[None])
+    return scores.softmax(1)[0].numpy()
+
+
+def assert_drawn_from(draws: list[int], probabilities: np.ndarray) -> None:
+    """Nothing impossible, everything that is not rare, and frequencies within five deviations of chi-square."""
+    counts = Counter(draws)
+    expected = len(draws) * probabilities
+    assert all(probabilities[token] > 0 for token in counts)
+    assert all(counts[token] > 0 for token in np.flatnonzero(expected > 20))
+    support = np.flatnonzero(expected > 5)  # the rule of thumb for chi-square
+    statistic = sum((counts[token] - expected[token]) ** 2 / expected[token] for token in support)
+    freedom = len(support) - 1
+    assert statistic <= freedom + 5 * math.sqrt(2 * freedom)
+
+
+SETTINGS = [
+    {},
+    {"temperature": 0.5},
+    {"temperature": 3.0},
+    {"top_k": 1},
+    {"top_k": 4},
+    {"top_k": 12},
+    {"top_k": 100},
+    {"top_p": 1e-6},
+    {"top_p": 0.3},
+    {"top_p": 0.8},
+    {"top_p": 0.999},
+    {"min_p": 0.1},
+    {"min_p": 0.5},
+    {"min_p": 1.0},
+    {"repetition_penalty": 1.3},
+    {"repetition_penalty": 0.5},
+    {"repetition_penalty": 5.0},
+    {"temperature": 1.5, "top_k": 6, "top_p": 0.8, "min_p": 0.2, "repetition_penalty": 1.2},
+    {"temperature": 0.7, "top_k": 5, "top_p": 0.9},
+    {"temperature": 2.0, "top_p": 0.9, "min_p": 0.3},
+]
+
+
+@pytest.mark.parametrize("changes", SETTINGS, ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()))
+@pytest.mark.parametrize("source", ["seeds", "positions"])
+def test_tokens_come_as_often_as_transformers_processors_say(changes: dict[str, float], source: str) -> None:
+    """Over many seeds at one position, and, as in a text, over many positions with one seed."""
+    if source == "seeds":
+        draws = [sample(LOGITS, HISTORY, params(**changes, seed=seed), 6) for seed in range(3000)]
+    else:
+        draws = [sample(LOGITS, HISTORY, params(**changes, seed=7), position) for position in range(3000)]
+    assert_drawn_from(draws, expected_probabilities(LOGITS, HISTORY, params(**changes)))
+
+
+def test_the_bounds_themselves_can_fail() -> None:
+    """Draws at temperature 1 are not mistaken for draws at 1.25."""
+    draws = [sample(LOGITS, [], params(seed=seed), 0) for seed in range(3000)]
+    with pytest.raises(AssertionError):
+        assert_drawn_from(draws, expected_probabilities(LOGITS, [], params(temperature=1.25)))
+
+
+# Greedy.
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.05, 2.0, 0.5])
+def test_temperature_zero_takes_the_most_likely(penalty: float) -> None:
+    """After the repetition penalty, whatever the other settings, seed and position."""
+    generator = np.random.default_rng(0)
+    for seed in range(50):
+        logits = generator.normal(0, 2, 40).astype(np.float32)
+        history = generator.integers(0, 40, 15).tolist()
+        chosen = SamplingParams(repetition_penalty=penalty, temperature=0, top_k=3, top_p=0.1, min_p=0.9, seed=seed)
+        scores = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([history]), torch.from_numpy(logits)[None])
+        assert sample(logits, history, chosen, seed) == int(scores.argmax())
+
+
+def test_ties_go_to_the_smaller_id() -> None:
+    """Greedy, and where top-k cuts between equals; top-p and min-p drop none of the smaller ones either."""
+    logits = np.array([0, 7, 1, 7, 7, 1], dtype=np.float32)
+    assert sample(logits, [], params(temperature=0), 0) == 1
+    for changes, survivors in (
+        ({"top_k": 1}, {1}),
+        ({"top_k": 2}, {1, 3}),
+        ({"top_p": 0.1}, {1}),
+        ({"top_p": 0.5}, {1, 3}),
+        ({"min_p": 1.0}, {1, 3, 4}),
+    ):
+        assert {sample(logits, [], params(**changes, seed=seed), 0) for seed in range(200)} == survivors
+
+
+def test_a_token_seen_often_is_penalized_once() -> None:
+    """Positive logits are divided, negative ones multiplied, and unseen ones left: a worked example."""
+    logits = np.array([4.0, 2.5, -1.0, -1.5], dtype=np.float32)
+    assert sample(logits, [0], params(temperature=0, repetition_penalty=1.5), 0) == 0  # 4 / 1.5 = 2.67 > 2.5
+    assert sample(logits, [0], params(temperature=0, repetition_penalty=1.7), 0) == 1  # 4 / 1.7 = 2.35 < 2.5
+    assert sample(logits, [0] * 9, params(temperature=0, repetition_penalty=1.5), 0) == 0
+    below = logits - 10  # -6, -7.5, -11, -11.5
+    assert sample(below, [0], params(temperature=0, repetition_penalty=1.2), 0) == 0  # -6 * 1.2 = -7.2
+    assert sample(below, [0], params(temperature=0, repetition_penalty=1.3), 0) == 1  # -6 * 1.3 = -7.8
+
+
+def test_logits_are_left_as_they_were() -> None:
+    before = LOGITS.copy()
+    sample(LOGITS, HISTORY, SamplingParams(repetition_penalty=1.5), 0)
+    assert np.array_equal(LOGITS, before)
+
+
+# A draw is a function of its arguments.
+
+
+def test_a_draw_does_not_depend_on_the_draws_before_it() -> None:
+    """Forwards, backwards, twice, or alone: position and seed decide."""
+    chosen = params(seed=11)
+    forwards = [sample(LOGITS, [], chosen, position) for position in range(100)]
+    backwards = [sample(LOGITS, [], chosen, position) for position in reversed(range(100))]
+    assert forwards == backwards[::-1]
+    np.random.seed(0)  # noqa: NPY002 numpy's global state does not matter either
+    assert sample(LOGITS, [], chosen, 57) == forwards[57]
+
+
+def test_positions_and_seeds_draw_differently() -> None:
+    """Of 12 tokens, neighbouring positions or seeds agree about as often as chance has it, here 19 % of the time."""
+    table = np.array([[sample(LOGITS, [], params(seed=seed), p) for p in range(100)] for seed in range(40)])
+    chance = float(np.square(expected_probabilities(LOGITS, [], params())).sum())
+    assert chance == pytest.approx(0.19, abs=0.02)
+    assert (table[:, 1:] == table[:, :-1]).mean() == pytest.approx(chance, abs=0.03)
+    assert (table[1:] == table[:-1]).mean() == pytest.approx(chance, abs=0.03)
+
+
+def test_the_largest_seed_and_a_far_position_work() -> None:
+    chosen = params(seed=(1 << 64) - 1)
+    assert sample(LOGITS, [], chosen, 1 << 40) == sample(LOGITS, [], chosen, 1 << 40)
+
+
+def test_a_worked_draw() -> None:
+    """What seed 0 draws at the first ten positions is fixed for all time: texts can be repeated."""
+    assert [sample(LOGITS, [], params(), position) for position in range(10)] == FIRST_DRAWS
+
+
+FIRST_DRAWS = [0]
+
+
+# Whatever the input.
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    logits=st.lists(
+        st.one_of(st.floats(-100, 100, width=32), st.sampled_from([-math.inf, -1e30, 3e38, 0.0])),
+        min_size=1,
+        max_size=30,
+    ),
+    chosen=st.builds(
+        SamplingParams,
+        repetition_penalty=st.floats(0.1, 10),
+        temperature=st.one_of(st.just(0.0), st.floats(1e-3, 100)),
+        top_k=st.integers(0, 40),
+        top_p=st.floats(1e-9, 1),
+        min_p=st.floats(0, 1),
+        seed=st.integers(0, (1 << 64) - 1),
+    ),
+    history=st.lists(st.integers(0, 29), max_size=10),
+    position=st.integers(0, 1 << 20),
+)
+def test_the_token_is_one_that_can_come(
+    logits: list[float], chosen: SamplingParams, history: list[int], position: int
+) -> None:
+    """A valid id, of a logit that is not impossible, among the k likeliest, and no less likely than min-p allows."""
+    if max(logits) == -math.inf:
+        logits = [*logits, 0.0]
+    numbers = np.array(logits, dtype=np.float32)
+    seen = [token for token in history if token < len(numbers)]
+    token = sample(numbers, seen, chosen, position)
+    assert isinstance(token, int)
+    assert 0 <= token < len(numbers)
+    scores = numbers.astype(np.float64)
+    for other in set(seen):
+        scores[other] *= chosen.repetition_penalty ** (-1 if scores[other] > 0 else 1)
+    assert scores[token] > -math.inf
+    if chosen.temperature == 0:
+        assert scores[token] == scores.max()
+    else:
+        assert not chosen.top_k or (scores > scores[token]).sum() < chosen.top_k
+        share = math.exp((scores[token] - scores.max()) / chosen.temperature)
+        assert share > 0
+        assert share >= chosen.min_p * (1 - 1e-9)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"repetition_penalty": 0}, "repetition penalty must be greater than 0"),
+        ({"repetition_penalty": -1}, "repetition penalty must be greater than 0"),
+        ({"repetition_penalty": math.inf}, "repetition penalty must be greater than 0"),
+        ({"repetition_penalty": math.nan}, "repetition penalty must be greater than 0"),
+        ({"temperature": -0.1}, "temperature must be 0 or more"),
+        ({"temperature": math.inf}, "temperature must be 0 or more"),
+        ({"temperature": math.nan}, "temperature must be 0 or more"),
+        ({"top_k": -1}, "top-k must be 0 or more"),
+        ({"top_p": 0}, "top-p must be above 0 and at most 1"),
+        ({"top_p": 1.01}, "top-p must be above 0 and at most 1"),
+        ({"top_p": math.nan}, "top-p must be above 0 and at most 1"),
+        ({"min_p": -0.01}, "min-p must be at least 0 and at most 1"),
+        ({"min_p": 1.01}, "min-p must be at least 0 and at most 1"),
+        ({"seed": -1}, "seed must be at least 0 and below 2^64"),
+        ({"seed": 1 << 64}, "seed must be at least 0 and below 2^64"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        SamplingParams(**changes)
+    assert str(caught.value) == message
+
+
+def test_all_faults_are_told_at_once() -> None:
+    """In one line."""
+    with pytest.raises(InputError) as caught:
+        SamplingParams(repetition_penalty=0, temperature=-1, top_k=-1, top_p=2, min_p=2, seed=-1)
+    assert str(caught.value) == (
+        "repetition penalty must be greater than 0; temperature must be 0 or more; top-k must be 0 or more; "
+        "top-p must be above 0 and at most 1; min-p must be at least 0 and at most 1; "
+        "seed must be at least 0 and below 2^64"
+    )
