@@ -62,7 +62,7 @@ def make_model(tokenizer_folder: Path):
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        settings = {**SHAPES[family], "vocab_size": 512, "tie_word_embeddings": tied, **overrides}
+        settings = {**SHAPES.get(family, {}), "vocab_size": 512, "tie_word_embeddings": tied, **overrides}
         config = AutoConfig.for_model(settings.pop("model_type"), bos_token_id=1, eos_token_id=2, **settings)
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)

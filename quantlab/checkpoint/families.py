@@ -15,8 +15,9 @@ from quantlab.errors import InputError
 class Family:
     """One family's names. Patterns are shell globs over full tensor names.
 
-    `prefix` is what files saved from the bare model leave out. `transposed` linear weights lie as [in, out] in float
-    files (GPT-2's Conv1D). `derived` tensors are buffers that the model computes for itself.
+    `prefix` is what files saved from the bare model leave out; `aliases` are (file's, full) names. `transposed` linear
+    weights lie as [in, out] in float files (GPT-2's Conv1D). `derived` tensors are buffers that the model computes for
+    itself.
     """
 
     model_type: str
@@ -26,10 +27,12 @@ class Family:
     linear: tuple[str, ...]
     transposed: tuple[str, ...] = ()
     derived: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
     tied_by_default: bool = False
 
     def full_name(self, name: str) -> str:
         """The name that the causal language model gives to file tensor `name`."""
+        name = dict(self.aliases).get(name, name)
         return name if name == self.head or name.startswith(self.prefix) else self.prefix + name
 
     def is_transposed(self, name: str) -> bool:
@@ -52,6 +55,20 @@ _GPT2_LINEAR = (
     "transformer.h.*.mlp.c_proj.weight",
 )
 
+
+def _llama_like(model_type: str, tied_by_default: bool = False) -> Family:
+    """Families that took over Llama's names; what they add (biases, norms) is neither linear nor in the vocabulary."""
+    return Family(
+        model_type,
+        prefix="model.",
+        embedding="model.embed_tokens.weight",
+        head="lm_head.weight",
+        linear=("model.layers.*.self_attn.*_proj.weight", "model.layers.*.mlp.*_proj.weight"),
+        derived=("model.layers.*.self_attn.rotary_emb.inv_freq",),
+        tied_by_default=tied_by_default,
+    )
+
+
 FAMILIES: dict[str, Family] = {
     row.model_type: row
     for row in (
@@ -66,13 +83,29 @@ FAMILIES: dict[str, Family] = {
             tied_by_default=True,
         ),
         Family(
-            "llama",
-            prefix="model.",
-            embedding="model.embed_tokens.weight",
+            "gpt_neox",
+            prefix="gpt_neox.",
+            embedding="gpt_neox.embed_in.weight",
             head="lm_head.weight",
-            linear=("model.layers.*.self_attn.?_proj.weight", "model.layers.*.mlp.*_proj.weight"),
-            derived=("model.layers.*.self_attn.rotary_emb.inv_freq",),
+            linear=(
+                "gpt_neox.layers.*.attention.query_key_value.weight",
+                "gpt_neox.layers.*.attention.dense.weight",
+                "gpt_neox.layers.*.mlp.dense_*.weight",
+            ),
+            derived=(
+                "gpt_neox.layers.*.attention.bias",
+                "gpt_neox.layers.*.attention.masked_bias",
+                "gpt_neox.layers.*.attention.rotary_emb.inv_freq",
+            ),
+            aliases=(("embed_out.weight", "lm_head.weight"),),
         ),
+        _llama_like("llama"),
+        _llama_like("mistral"),
+        _llama_like("qwen2"),
+        _llama_like("qwen3"),
+        _llama_like("phi3"),
+        _llama_like("gemma2", tied_by_default=True),
+        _llama_like("gemma3_text", tied_by_default=True),
     )
 }
 

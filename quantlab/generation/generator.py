@@ -133,7 +133,7 @@ class TextStream:
         self._tokenizer, self._stop, self._on_text = tokenizer, tuple(stop), on_text
         self._decoded = ""
         # Decoded behind a few tokens that are text already: decoders treat the start of a text differently.
-        self._recent = list(prompt_ids[-4:])
+        self._recent = self._tail(prompt_ids)
         self._known = len(self._recent)  # how many of the recent tokens are text already
 
     def add(self, token: int, *, is_end: bool) -> bool:
@@ -153,9 +153,20 @@ class TextStream:
         self._release(len(self._decoded) - self._undecided())
         return False
 
+    def _tail(self, prompt_ids: Sequence[int]) -> list[int]:
+        """The last tokens of the prompt, from the beginning of a character on, which has up to four tokens."""
+        for size in range(4, 8):
+            tail = list(prompt_ids[-size:])
+            if not self._tokenizer.decode(tail).startswith("\ufffd"):
+                break
+        return tail
+
     def _new_text(self) -> str:
         known = self._tokenizer.decode(self._recent[: self._known])
-        return self._tokenizer.decode(self._recent)[len(known) :]
+        text = self._tokenizer.decode(self._recent)
+        if text.startswith(known):
+            return text[len(known) :]
+        return self._tokenizer.decode(self._recent[self._known :])  # stray bytes would spoil the known ones before them
 
     def _take(self, piece: str) -> None:
         self._decoded += piece

@@ -2,6 +2,6 @@
 
 from quantlab.nn.embedding import QuantEmbedding
 from quantlab.nn.linear import QuantLinear
-from quantlab.nn.swap import swap_modules
+from quantlab.nn.swap import restore_modules, swap_modules
 
-__all__ = ["QuantEmbedding", "QuantLinear", "swap_modules"]
+__all__ = ["QuantEmbedding", "QuantLinear", "restore_modules", "swap_modules"]

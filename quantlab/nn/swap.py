@@ -14,6 +14,9 @@ from quantlab.nn.linear import QuantLinear
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# transformers' embeddings that multiply their output by a constant
+SCALED_EMBEDDINGS = ("Gemma2TextScaledWordEmbedding", "Gemma3TextScaledWordEmbedding")
+
 
 def swap_modules(model: PreTrainedModel, recipe: Recipe) -> list[str]:
     """Replace, in place, every module whose weight `recipe` gives a format; its blocks are zero until loaded.
@@ -50,25 +53,20 @@ def _tied_source(model: PreTrainedModel, module: nn.Module) -> str | None:
 def _replacement(module: nn.Module, name: str, recipe: Recipe, tied_source: str | None) -> nn.Module | None:
     from transformers.pytorch_utils import Conv1D
 
-    if isinstance(module, nn.Linear) and type(module) is nn.Linear:  # packed and adapted ones are subclasses
+    # Exact types: packed and adapted layers are subclasses.
+    if isinstance(module, nn.Linear) and type(module) is nn.Linear:
         out_features, in_features, transposed = module.out_features, module.in_features, False
     elif isinstance(module, Conv1D):
         (in_features, out_features), transposed = tuple(module.weight.shape), True
-    elif isinstance(module, nn.Embedding) and type(module) is nn.Embedding:
-        format = recipe.format_for(name, (module.num_embeddings, module.embedding_dim))
-        return None if format is None else QuantEmbedding(
-            module.num_embeddings,
-            module.embedding_dim,
-            format=format,
-            padding_idx=module.padding_idx,
-            dtype=module.weight.dtype,
-            device=module.weight.device,
-        )  # fmt: skip
+    elif isinstance(module, nn.Embedding):
+        return _packed_embedding(module, name, recipe)
     else:
         return None
     format = recipe.format_for(tied_source or name, (out_features, in_features))
+    if format is None:
+        return None
     weight: torch.Tensor = module.weight
-    return None if format is None else QuantLinear(
+    return QuantLinear(
         in_features,
         out_features,
         bias=module.bias is not None,
@@ -76,4 +74,61 @@ def _replacement(module: nn.Module, name: str, recipe: Recipe, tied_source: str 
         transposed=transposed,
         dtype=weight.dtype,
         device=weight.device,
-    )  # fmt: skip
+    )
+
+
+def _packed_embedding(module: nn.Embedding, name: str, recipe: Recipe) -> QuantEmbedding | None:
+    scale = getattr(module, "scalar_embed_scale", None) if type(module).__name__ in SCALED_EMBEDDINGS else None
+    format = recipe.format_for(name, (module.num_embeddings, module.embedding_dim))
+    if format is None or (scale is None and type(module) is not nn.Embedding):
+        return None
+    return QuantEmbedding(
+        module.num_embeddings,
+        module.embedding_dim,
+        format=format,
+        padding_idx=module.padding_idx,
+        scale=scale,
+        dtype=module.weight.dtype,
+        device=module.weight.device,
+    )
+
+
+def restore_modules(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """The way back, in place: every packed module becomes a float one with the dequantized weight in `dtype`."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, QuantEmbedding):
+            model.set_submodule(name, _float_embedding(module, dtype))
+        elif isinstance(module, QuantLinear):
+            model.set_submodule(name, _float_linear(module, dtype))
+    model.tie_weights()
+
+
+def _float_embedding(module: QuantEmbedding, dtype: torch.dtype) -> nn.Embedding:
+    weight = module.packed_weight().dequantize(dtype)
+    if module.scale is None:
+        return nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=module.padding_idx)
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
+
+    with torch.device("meta"):
+        result: nn.Embedding = Gemma3TextScaledWordEmbedding(
+            module.num_embeddings, module.embedding_dim, module.padding_idx, embed_scale=module.scale
+        )
+    result.weight = nn.Parameter(weight)
+    result.embed_scale = torch.tensor(module.scale, device=weight.device)
+    return result
+
+
+def _float_linear(module: QuantLinear, dtype: torch.dtype) -> nn.Module:
+    from transformers.pytorch_utils import Conv1D
+
+    weight = module.packed_weight().dequantize(dtype)
+    result: nn.Module
+    with torch.device("meta"):
+        if module.transposed:
+            result, weight = Conv1D(module.out_features, module.in_features), weight.T.contiguous()
+        else:
+            result = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+    result.weight = nn.Parameter(weight)
+    if module.bias is not None:
+        result.bias = nn.Parameter(module.bias.detach().to(dtype))
+    return result

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from quantlab.formats import Recipe
 from quantlab.formats.recipe import QUANT_METHOD
-from quantlab.nn import QuantEmbedding, QuantLinear, swap_modules
+from quantlab.nn import restore_modules, swap_modules
 
 
 class QuantlabConfig(QuantizationConfigMixin):
@@ -38,10 +37,7 @@ class QuantlabQuantizer(HfQuantizer):
         return model
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:  # transformers' signature
-        for name, module in list(model.named_modules()):
-            if isinstance(module, (QuantLinear, QuantEmbedding)):
-                model.set_submodule(name, _float_module(module, dtype or torch.float32))
-        model.tie_weights()
+        restore_modules(model, dtype or torch.float32)
         return model
 
     def is_serializable(self) -> bool:
@@ -52,26 +48,3 @@ class QuantlabQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         """Adapters train on top of packed weights."""
         return True
-
-
-def _float_module(module: QuantLinear | QuantEmbedding, dtype: torch.dtype) -> nn.Module:
-    weight = module.packed_weight().dequantize(dtype)
-    result: nn.Module
-    if isinstance(module, QuantEmbedding):
-        result = nn.Embedding(
-            module.num_embeddings, module.embedding_dim, module.padding_idx, device="meta", dtype=dtype
-        )
-    elif module.transposed:
-        from transformers.pytorch_utils import Conv1D
-
-        with torch.device("meta"):
-            result = Conv1D(module.out_features, module.in_features)
-        weight = weight.T.contiguous()
-    else:
-        result = nn.Linear(
-            module.in_features, module.out_features, bias=module.bias is not None, device="meta", dtype=dtype
-        )
-    result.weight = nn.Parameter(weight)
-    if isinstance(module, QuantLinear) and module.bias is not None:
-        result.bias = nn.Parameter(module.bias.detach().to(dtype))
-    return result

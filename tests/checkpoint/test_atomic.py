@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
@@ -220,6 +221,28 @@ def test_a_second_writer_of_the_same_process_is_refused_until_the_first_ends(tmp
     assert contents(tmp_path) == {"out/text.txt": "first"}
     write(destination, "second", replace=True)
     assert contents(tmp_path) == {"out/text.txt": "second"}
+
+
+def test_a_lock_that_its_holder_removes_meanwhile_guards_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer may open the lock file just before another one ends: a third would not see that it holds it."""
+    destination = tmp_path / "out"
+    take_lock, calls = fcntl.flock, []
+
+    def flock(descriptor: int, operation: int) -> None:
+        if not calls:
+            (lock,) = tmp_path.iterdir()
+            lock.unlink()
+        calls.append(operation)
+        take_lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with atomic_folder(destination, replace=False) as temporary:
+        (temporary / "text.txt").write_text("first")
+        with pytest.raises(InputError, match="another process is writing it"):
+            write(destination, "second")
+    assert contents(tmp_path) == {"out/text.txt": "first"}
 
 
 def test_neighbours_do_not_disturb_each_other(tmp_path: Path) -> None:

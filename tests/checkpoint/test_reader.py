@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import quantlab
 from quantlab.checkpoint import open_checkpoint
+from quantlab.checkpoint.families import FAMILIES
 from quantlab.errors import InputError
 from quantlab.formats import FORMATS
 
@@ -306,7 +307,7 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
         (b'"llama"', "not a JSON object"),
         (b"{}", "names no model_type; is this a language model's config.json?"),
         (b'{"model_type": ["llama"]}', "names no model_type; is this a language model's config.json?"),
-        (b'{"model_type": "bert"}', "model_type 'bert' is not supported; supported: gpt2, llama"),
+        (b'{"model_type": "bert"}', f"model_type 'bert' is not supported; supported: {', '.join(FAMILIES)}"),
         (b'{"model_type": "llama", "quantization_config": []}', "quantization_config is no JSON object"),
         (
             b'{"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}',
