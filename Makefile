@@ -22,7 +22,7 @@ run: $(VENV)/.installed
 	$(BIN)/quantlab generate out/fable-9m-q4_1 --prompt "$(PROMPT)" --max-tokens 200
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

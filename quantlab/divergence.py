@@ -5,6 +5,7 @@ Elementwise work is fp32, sums are fp64; a model compared with itself has a dive
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,6 +38,14 @@ def _shifted(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Logits less their maximum (fp32), and the log of their sum of exponentials (fp64)."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     return shifted, np.log(np.exp(shifted).sum(axis=1, dtype=np.float64))
+
+
+def perplexity_of(nll: float) -> float:
+    """The exponential of a mean negative log-likelihood; infinity where fp64 ends (above 709 nats)."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
 
 
 def mean_and_stderr(windows: Sequence[np.ndarray]) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from quantlab.checkpoint import load_tokenizer
-from quantlab.divergence import kl_divergence, mean_and_stderr, negative_log_likelihood, same_top
+from quantlab.divergence import kl_divergence, mean_and_stderr, negative_log_likelihood, perplexity_of, same_top
 from quantlab.errors import InputError
 from quantlab.evaluation.perplexity import check_limits
 from quantlab.evaluation.windows import batches, scored_positions, text_windows
@@ -80,8 +79,8 @@ def compare(
     top_mean, top_stderr = mean_and_stderr(agreement)
     tokens = np.concatenate(divergence)
     return CompareResult(
-        perplexity_a=math.exp(mean_and_stderr(nll_a)[0]),
-        perplexity_b=math.exp(mean_and_stderr(nll_b)[0]),
+        perplexity_a=perplexity_of(mean_and_stderr(nll_a)[0]),
+        perplexity_b=perplexity_of(mean_and_stderr(nll_b)[0]),
         kld_mean=kld_mean,
         kld_stderr=kld_stderr,
         kld_median=float(np.median(tokens)),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantlab.checkpoint import load_tokenizer
-from quantlab.divergence import mean_and_stderr, negative_log_likelihood
+from quantlab.divergence import mean_and_stderr, negative_log_likelihood, perplexity_of
 from quantlab.errors import InputError
 from quantlab.evaluation.windows import batches, scored_positions, text_windows
 
@@ -59,9 +58,9 @@ def perplexity(
             values.append(negative_log_likelihood(*scored_positions(logits, window)))
             done += window.scored
         if progress is not None:
-            progress(done, total, f"perplexity {math.exp(sum(v.sum() for v in values) / done):.3f}")
+            progress(done, total, f"perplexity {perplexity_of(sum(float(v.sum()) for v in values) / done):.3f}")
     nll, stderr = mean_and_stderr(values)
-    value = math.exp(nll)
+    value = perplexity_of(nll)
     return PerplexityResult(value, nll, stderr, value * stderr, total, "torch")
 
 
