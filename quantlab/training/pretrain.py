@@ -343,7 +343,8 @@ def _write_model(model: PreTrainedModel, work: Path, out: Path, history: list[di
 
     model.config.dtype = torch.float16
     model.config.use_cache = True
-    config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+    model.config.architectures = [type(model).__name__]
+    config = json.loads(model.config.to_json_string())  # what differs from transformers' general defaults
     tied = set(model.all_tied_weights_keys)
     weights = {name: p.detach().cpu().to(torch.float16) for name, p in model.named_parameters() if name not in tied}
     entries = [TensorEntry(name, dtype_name(w.dtype), tuple(w.shape)) for name, w in weights.items()]
