@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
 INSTALL_INPUTS := pyproject.toml CMakeLists.txt constraints.txt $(wildcard quantlab/native/src/*)
 MODEL := models/fable-9m
-PROMPT := Once upon a time
+PROMPT := Once upon a time there was a little girl who lived by the sea.
 
 .PHONY: run test lint clean
 

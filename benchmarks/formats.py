@@ -59,7 +59,7 @@ def main() -> None:
 def _quality(result: CompareResult) -> tuple[str, str, str]:
     return (
         f"{result.perplexity_b:.3f}",
-        f"{result.kld_mean:.6f} +- {result.kld_stderr:.6f}",
+        f"{result.kld_mean:.6f} +- {result.kld_stderr:.1g}",
         f"{100 * result.same_top:.2f} %",
     )
 

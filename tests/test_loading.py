@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from quantlab import InputError, load_model, quantize_checkpoint
+from quantlab.checkpoint import families
 
 TOKENS = torch.arange(40).reshape(2, 20) * 7 % 512
 
@@ -151,7 +152,9 @@ def test_another_vocabulary_size_is_named(model, tmp_path):
 
 def test_an_unknown_family_is_answered_with_those_there_are(model, tmp_path):
     folder = altered(model, tmp_path / "model", model_type="mamba")
-    expected = f"{folder / 'config.json'}: model_type 'mamba' is not supported; supported: gpt2, llama"
+    expected = (
+        f"{folder / 'config.json'}: model_type 'mamba' is not supported; supported: {', '.join(families.FAMILIES)}"
+    )
     assert refusal(folder) == expected
 
 

@@ -82,9 +82,10 @@ def dequantize_torch(blocks: torch.Tensor, format: BlockFormat) -> torch.Tensor:
 
 def _affine_codes(x: torch.Tensor, format: BlockFormat) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """d, minimum [blocks, 1] and codes [blocks, 32]."""
-    # By index, not by amin: among -0.0 and 0.0 the first counts, as in C.
+    # By index, not by amin and amax: among -0.0 and 0.0 the first counts, as in C.
     minimum = x.gather(1, x.argmin(dim=1, keepdim=True))
-    d = (x.amax(dim=1, keepdim=True) - minimum) / (format.levels - 1)
+    maximum = x.gather(1, x.argmax(dim=1, keepdim=True))
+    d = (maximum - minimum) / (format.levels - 1)
     codes = _truncate((x - minimum) * _reciprocal(d) + 0.5, format.levels)
     return d, minimum, codes
 

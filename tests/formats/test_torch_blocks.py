@@ -168,6 +168,14 @@ near_rows = arrays(np.float32, (2, 64), elements=st.floats(-4, 4, width=16))  # 
 
 
 @every_format
+def test_zeros_of_both_signs_have_the_same_torch_and_native_blocks(format):
+    """The first of several equal extremes decides the sign of a zero scale and minimum."""
+    weights = np.zeros((4, 64), np.float32)
+    weights[0, 24], weights[1, :24], weights[2, 1::2], weights[3, ::2] = -0.0, -0.0, -0.0, -0.0
+    np.testing.assert_array_equal(torch_blocks(weights, format), native_blocks(weights, format))
+
+
+@every_format
 @given(weights=any_rows | near_rows)
 @settings(deadline=None, max_examples=60, derandomize=True)
 def test_any_rows_have_the_same_torch_and_native_blocks(format, weights):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from quantlab.checkpoint.families import FAMILIES
 from quantlab.errors import InputError
 from quantlab.training.recipe_file import PretrainRecipe, Schedule, read_pretrain_recipe
 
@@ -111,7 +112,7 @@ def test_steps_are_counted_from_tokens() -> None:
     [
         ("model", "model_type", ABSENT, "model.model_type is missing"),
         ("model", "model_type", 7, "model.model_type is missing"),
-        ("model", "model_type", "bert", "model: model_type 'bert' is not supported; supported: gpt2, llama"),
+        ("model", "model_type", "bert", f"model: model_type 'bert' is not supported; supported: {', '.join(FAMILIES)}"),
         ("vocabulary", "size", ABSENT, "vocabulary: missing fields size"),
         ("vocabulary", "sizes", 512, "vocabulary: unknown fields sizes; known: size, type"),
         ("vocabulary", "size", "many", "vocabulary.size: must be a number, not 'many'"),
