@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from json import loads
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +30,7 @@ def pretrain(
 
     with progress("training", "tokens") as report:
         result = training.pretrain(recipe, data, out, resume=resume, tokens=tokens, seed=seed, progress=report)
+    _draw_loss(out, result.training_tokens // result.steps)
     if json:
         print_json(result)
         return
@@ -36,3 +39,14 @@ def pretrain(
         f"steps at {result.tokens_per_second:.0f} tokens/s\n"
         f"loss {result.train_loss:.4f} in training, {result.eval_loss:.4f} nats per token held out\nwritten: {out}"
     )
+
+
+def _draw_loss(out: Path, tokens_per_step: int) -> None:
+    """Put loss.png beside the model, if matplotlib is there; the figures are in training_log.json either way."""
+    from quantlab.errors import InputError
+    from quantlab.evaluation.plots import loss_curve
+
+    try:
+        loss_curve(loads((out / "training_log.json").read_text(encoding="utf-8")), out / "loss.png", tokens_per_step)
+    except InputError as error:
+        print(f"no loss.png: {error}", file=sys.stderr)

@@ -166,7 +166,6 @@ def _write_tensors(
         if progress is not None:
             progress(done, checkpoint.parameters, name)
         if format is None:
-            _check_finite(checkpoint, name)
             writer.copy(name, checkpoint)
             report = replace(report, relative_error=0.0)
         else:
@@ -179,9 +178,3 @@ def _write_tensors(
     if progress is not None:
         progress(done, checkpoint.parameters, "")
     return written
-
-
-def _check_finite(checkpoint: Checkpoint, name: str) -> None:
-    """What is packed is checked by the format; this is for what is copied."""
-    if checkpoint.entry(name).dtype in FLOAT_DTYPES and not bool(checkpoint.read(name).isfinite().all()):
-        raise InputError(f"{checkpoint.path}: {name}: holds NaN or infinity; the checkpoint is damaged")

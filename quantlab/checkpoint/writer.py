@@ -17,7 +17,7 @@ import numpy as np
 
 from quantlab.checkpoint.atomic import atomic_folder
 from quantlab.checkpoint.families import family_of
-from quantlab.checkpoint.tensors import DTYPE_BYTES, TensorEntry, dtype_name, raw_bytes
+from quantlab.checkpoint.tensors import DTYPE_BYTES, FLOAT_DTYPES, TensorEntry, dtype_name, raw_bytes, torch_tensor
 from quantlab.errors import InputError
 from quantlab.formats import PackedTensor
 
@@ -116,8 +116,15 @@ class CheckpointWriter:
         self._write_bytes(name, raw_bytes(packed.blocks.cpu()))
 
     def copy(self, name: str, checkpoint: Checkpoint) -> None:
-        """Copy a tensor's stored bytes from another checkpoint of the same family."""
-        self._write_bytes(name, checkpoint.read_bytes(name))
+        """Copy a tensor's stored bytes from another checkpoint of the same family.
+
+        Raises:
+            InputError: it holds NaN or infinity.
+        """
+        data, entry = checkpoint.read_bytes(name), checkpoint.entry(name)
+        if entry.dtype in FLOAT_DTYPES and not bool(torch_tensor(data, entry).isfinite().all()):
+            raise InputError(f"{checkpoint.path}: {name}: holds NaN or infinity; the checkpoint is damaged")
+        self._write_bytes(name, data)
 
     def copy_companions(self, folder: Path) -> None:
         """Copy tokenizer files, chat template, generation settings and licence, as far as `folder` has them."""
