@@ -46,7 +46,9 @@ def _run() -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"quantlab: {' '.join(message.split())}", file=sys.stderr)
+    from quantlab.errors import one_line
+
+    print(f"quantlab: {one_line(' '.join(message.splitlines()))}", file=sys.stderr)
     return status
 
 

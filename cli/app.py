@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typer
-from quantlab.cli import compare, generate, inspect, perplexity, pretrain, quantize
+from quantlab.cli import compare, export, generate, inspect, perplexity, pretrain, quantize, verify
 
 # The parser's error class; typer does not export it, but a bad parameter is one.
 UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
@@ -19,8 +19,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (quantize.quantize, inspect.inspect, generate.generate, perplexity.perplexity, compare.compare,
-                pretrain.pretrain):  # fmt: skip
+for command in (quantize.quantize, export.export, inspect.inspect, verify.verify, generate.generate,
+                perplexity.perplexity, compare.compare, pretrain.pretrain):  # fmt: skip
     app.command(no_args_is_help=False)(command)
 
 

@@ -10,7 +10,7 @@ from quantlab.cli.options import Config, Context, Engine, Json, Stride, Text, Th
 
 
 def compare(
-    a: Annotated[str, typer.Argument(help="Reference model: folder or hub id.", show_default=False)],
+    a: Annotated[str, typer.Argument(help="Reference model: folder, GGUF file or hub id.", show_default=False)],
     b: Annotated[str, typer.Argument(help="Model to compare with it.", show_default=False)],
     text: Text,
     context: Context = 512,

@@ -33,16 +33,23 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     """Print a table; columns after the first are aligned to the right."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # as they are: [square brackets] and :words: in a name are no markup
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
     console.print(table)
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """What the user should know of a result, a line each."""
+    for note in notes:
+        print(f"note: {note}")
 
 
 def human_bytes(count: float) -> str:
@@ -122,14 +129,19 @@ def _quantity(value: float) -> str:
     return f"{value:.3g}G"
 
 
-def use_threads(count: int | None) -> None:
-    """Let torch compute with `count` threads."""
+def check_threads(count: int | None) -> None:
+    """Refuse to compute with no thread."""
     from quantlab.errors import InputError
 
+    if count is not None and count < 1:
+        raise InputError(f"--threads {count}: at least 1 is needed")
+
+
+def use_threads(count: int | None) -> None:
+    """Let torch compute with `count` threads."""
+    check_threads(count)
     if count is None:
         return
-    if count < 1:
-        raise InputError(f"--threads {count}: at least 1 is needed")
     import torch
 
     torch.set_num_threads(count)

@@ -21,7 +21,7 @@ def _apply_config(context: typer.Context, path: Path | None) -> None:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a YAML file: {error}") from None
+        raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
     known = {parameter.name for parameter in context.command.params} - {"config", None}
     values = {str(key).replace("-", "_"): value for key, value in data.items()} if isinstance(data, dict) else None
     if values is None:
@@ -41,7 +41,7 @@ def _check_engine(engine: str) -> str:
 
 ENGINES = ("auto", "torch")
 
-Model = Annotated[str, typer.Argument(help="Model folder or hub id.", show_default=False)]
+Model = Annotated[str, typer.Argument(help="Model folder, GGUF file or hub id.", show_default=False)]
 Text = Annotated[Path, typer.Argument(help="UTF-8 text file; lines <|endoftext|> part documents.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Threads = Annotated[

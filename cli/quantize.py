@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from quantlab.cli.console import human_bytes, print_json, print_table, progress, use_threads
+from quantlab.cli.console import check_threads, human_bytes, print_json, print_notes, print_table, progress
 from quantlab.cli.options import Config, Json, Model, Threads
 
 
 def quantize(
     model: Model,
-    out: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to make, or GGUF file if it ends in .gguf.", show_default=False)],
     format: Annotated[str, typer.Option("--format", "-f", help="q4_0, q4_1, q5_0, q5_1 or q8_0.")] = "q4_1",
     uniform: Annotated[bool, typer.Option("--uniform", help="Embedding and head take the format too.")] = False,
     method: Annotated[str, typer.Option("--method", help="rtn: round to nearest.")] = "rtn",
@@ -25,7 +25,7 @@ def quantize(
     """Quantize a checkpoint to 4, 5 or 8 bits."""
     from quantlab.calibration.quantize import quantize_checkpoint
 
-    use_threads(threads)
+    check_threads(threads)
     with progress("quantizing", "weights") as report:
         result = quantize_checkpoint(
             model,
@@ -35,6 +35,7 @@ def quantize(
             method=method,
             overwrite=overwrite,
             dry_run=dry_run,
+            threads=threads,
             progress=report,
         )
     if json:
@@ -50,4 +51,5 @@ def quantize(
         f"\n{result.parameters / 1e6:.1f} M parameters: {human_bytes(result.source_bytes)} -> "
         f"{human_bytes(result.bytes)}, {result.bits_per_weight:.3f} bits per weight, {result.seconds:.1f} s"
     )
+    print_notes(result.notes)
     print("dry run: nothing was written" if dry_run else f"written: {out}")

@@ -1,5 +1,7 @@
 """The one exception for a request or an input that is wrong: a single line that says what, where and how to mend it."""
 
+MOST_CHARACTERS = 2000  # of a message; PATH_MAX is 4096, and a damaged file may name a tensor with megabytes
+
 
 class InputError(ValueError):
     """A request or an input file is wrong.
@@ -7,6 +9,20 @@ class InputError(ValueError):
     The message is one line naming the file or tensor, the fault and the way out. Commands print it and exit with
     status 2; everything else that escapes a library function is a defect or the machine's fault (status 1).
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """`text` as a terminal can show it, whatever a hostile file put in: what does not print (line breaks, control
+    codes, marks of writing direction, halves of surrogate pairs) becomes an escape, and a text that is too long loses
+    its middle.
+    """
+    if len(text) > MOST_CHARACTERS:
+        half = MOST_CHARACTERS // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def missing_extra(package: str, extra: str) -> InputError:

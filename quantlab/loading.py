@@ -1,4 +1,4 @@
-"""Load models for torch: a quantized or float folder (or hub id) as a transformers model in evaluation mode."""
+"""Load models for torch: a folder, GGUF file or hub id, packed or float, as a transformers model in evaluation mode."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantlab.checkpoint import Checkpoint, open_checkpoint
+from quantlab.checkpoint.export import packed_config
+from quantlab.checkpoint.gguf_checkpoint import GgufCheckpoint
 from quantlab.errors import InputError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def load_model(
@@ -19,7 +21,7 @@ def load_model(
     """Load a causal language model; packed weights stay packed and compute in float activations.
 
     Args:
-        model: folder or hub id.
+        model: folder, GGUF file or hub id.
         dtype: of activations and unpacked weights; fp32 by default.
         device: where to put it; torch's default device if not given.
 
@@ -30,17 +32,17 @@ def load_model(
     _check_tensors(checkpoint)
 
     import torch
-    from transformers import AutoModelForCausalLM
 
     import quantlab.hf  # noqa: F401 registers the quantizer
 
+    chosen = dtype or torch.float32
     try:
-        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            str(checkpoint.path),
-            dtype=dtype or torch.float32,
-            trust_remote_code=False,
-            weights_only=True,
-        )
+        if isinstance(checkpoint, GgufCheckpoint):
+            loaded = _load_gguf(checkpoint, chosen)
+        else:
+            loaded = _load_folder(checkpoint.path, chosen)
+    except InputError:
+        raise
     except (ValueError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{checkpoint.path}: transformers cannot load it: {reason[:400]}") from None
@@ -49,37 +51,102 @@ def load_model(
     return loaded.eval()
 
 
-def _check_tensors(checkpoint: Checkpoint) -> None:
-    """Compare the files' headers with the model that config.json describes: every fault at once, before weights load.
+def _load_folder(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, trust_remote_code=False, weights_only=True)
+
+
+def _load_gguf(checkpoint: GgufCheckpoint, dtype: torch.dtype) -> PreTrainedModel:
+    """Hand transformers the weights, for it reads few of the files that we read."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = _transformers_config(checkpoint)
+    state = {name: _state(checkpoint, name, dtype) for name in checkpoint.names}
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+
+
+def _state(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor as the modules hold it."""
+    if checkpoint.format(name) is not None:
+        return checkpoint.read_packed(name).blocks
+    weight = checkpoint.read(name, dtype)
+    return weight.T.contiguous() if checkpoint.family.is_transposed(name) else weight
+
+
+def _transformers_config(checkpoint: Checkpoint) -> PreTrainedConfig:
+    """transformers' form of the model's configuration.
 
     Raises:
-        InputError: config.json describes no model, or tensors are missing or differ from it in shape or packing.
+        InputError: whatever a value of it sets off.
+    """
+    from transformers import AutoConfig
+
+    _check_depth(checkpoint)
+    try:
+        if not isinstance(checkpoint, GgufCheckpoint):
+            return AutoConfig.from_pretrained(str(checkpoint.path), trust_remote_code=False)
+        fields = packed_config(checkpoint)
+        return AutoConfig.for_model(**fields)
+    except Exception as error:
+        raise _no_model(checkpoint, error) from None
+
+
+def _check_depth(checkpoint: Checkpoint) -> None:
+    """Layers are made one by one, even without weights: of a billion that a damaged file claims none should be."""
+    for key in ("num_hidden_layers", "n_layer"):
+        layers = checkpoint.config.get(key)
+        if isinstance(layers, int) and layers > len(checkpoint.names):
+            problem = f"{key} is {layers}, and the files hold {len(checkpoint.names)} tensors in all"
+            raise InputError(f"{_config_place(checkpoint)}: {problem}")
+
+
+def _no_model(checkpoint: Checkpoint, error: Exception) -> InputError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return InputError(f"{_config_place(checkpoint)}: describes no model: {reason[:400]}")
+
+
+def _config_place(checkpoint: Checkpoint) -> Path:
+    return checkpoint.path if isinstance(checkpoint, GgufCheckpoint) else checkpoint.path / "config.json"
+
+
+def tensor_faults(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """Where the files' headers differ from the model that the configuration describes: (tensor, problem).
+
+    Raises:
+        InputError: the configuration describes no model.
     """
     faults = []
     for name, shape in _model_shapes(checkpoint).items():
         if name not in checkpoint.names:
-            faults.append(f"{name} is missing")
+            faults.append((name, "is missing"))
         elif checkpoint.shape(name) != shape:
-            faults.append(f"{name} is {list(checkpoint.shape(name))} instead of {list(shape)}")
+            faults.append((name, f"is {list(checkpoint.shape(name))} instead of {list(shape)}"))
         elif checkpoint.recipe is not None and checkpoint.recipe.format_for(name, shape) != checkpoint.format(name):
-            faults.append(f"{name} is not packed as the rules say")
+            faults.append((name, "is not packed as the rules say"))
+    return faults
+
+
+def _check_tensors(checkpoint: Checkpoint) -> None:
+    """All of that at once, before weights load."""
+    faults = tensor_faults(checkpoint)
     if faults:
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise InputError(f"{checkpoint.path}: the files are not those of its config.json: {faults[0]}{more}")
+        (name, problem), more = faults[0], f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        where = f"{checkpoint.path}: the files are not those of its config.json"
+        raise InputError(f"{where}: {name} {problem}{more}")
 
 
 def _model_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor that the model needs; [out, in] for linear weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    config = _transformers_config(checkpoint)
     try:
-        config = AutoConfig.from_pretrained(str(checkpoint.path), trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # whatever a value of config.json sets off
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"{checkpoint.path / 'config.json'}: describes no model: {reason[:400]}") from None
+        raise _no_model(checkpoint, error) from None
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if checkpoint.tied:
         shapes.pop(checkpoint.family.head, None)

@@ -10,17 +10,25 @@ import pytest
 
 PROSE = Path(__file__).parent / "data" / "prose.txt"
 
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+ONE_HEAD_A_KEY = {name: value for name, value in SHAPE.items() if name != "num_key_value_heads"}
 SHAPES = {
-    "llama": {
-        "model_type": "llama",
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-    },
-    "gpt2": {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "llama": SHAPE,
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "mistral": {**SHAPE, "sliding_window": 8},
+    "qwen2": SHAPE,
+    "qwen3": {**SHAPE, "head_dim": 32},
+    "gpt_neox": ONE_HEAD_A_KEY,
+    "phi3": {**SHAPE, "pad_token_id": 0},
+    "gemma2": {**SHAPE, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8},
+    "gemma3_text": {**SHAPE, "num_hidden_layers": 6, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8},
 }
 
 
@@ -62,8 +70,8 @@ def make_model(tokenizer_folder: Path):
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        settings = {**SHAPES.get(family, {}), "vocab_size": 512, "tie_word_embeddings": tied, **overrides}
-        config = AutoConfig.for_model(settings.pop("model_type"), bos_token_id=1, eos_token_id=2, **settings)
+        settings = {**SHAPES[family], "vocab_size": 512, "tie_word_embeddings": tied, **overrides}
+        config = AutoConfig.for_model(family, bos_token_id=1, eos_token_id=2, **settings)
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():

@@ -188,7 +188,7 @@ def test_a_folder_that_another_method_quantized_is_refused(llama_model, tmp_path
 
 def test_what_is_not_there_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    assert refusal(tmp_path / "nowhere") == f"{tmp_path / 'nowhere'}: no such folder"
+    assert refusal(tmp_path / "nowhere") == f"{tmp_path / 'nowhere'}: no such folder or file"
     assert refusal(tmp_path / "empty") == f"{tmp_path / 'empty'}: holds no config.json; is this a model folder?"
 
 

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from quantlab.checkpoint import Checkpoint, CheckpointWriter, TensorEntry, open_checkpoint
+import numpy as np
+
+from quantlab.checkpoint import Checkpoint, CheckpointWriter, TensorEntry, open_checkpoint, open_writer
+from quantlab.checkpoint.export import check_outside
+from quantlab.checkpoint.gguf_file import GgufFile
 from quantlab.checkpoint.reader import read_json
-from quantlab.checkpoint.tensors import FLOAT_DTYPES
+from quantlab.checkpoint.tensors import DTYPE_BYTES, FLOAT_DTYPES
 from quantlab.errors import InputError
 from quantlab.formats import BlockFormat, Recipe, format_named
 from quantlab.formats.blocks import BLOCK_SIZE
 from quantlab.formats.recipe import QUANT_METHOD
 from quantlab.quantization.recipes import default_recipe
-from quantlab.quantization.rtn import relative_error, round_to_nearest
+from quantlab.quantization.stored import round_stored
 
-METHODS = {"rtn": round_to_nearest}
+# (checkpoint, tensor, format, threads) -> (uint8 [rows, row_bytes], relative error)
+Method = Callable[[Checkpoint, str, BlockFormat, int | None], tuple[np.ndarray, float]]
+
+_FLOAT_WORDS = tuple(word.lower() for word in DTYPE_BYTES)
+METHODS: dict[str, Method] = {"rtn": round_stored}
 
 Progress = Callable[[int, int, str], None]  # (weights done, weights in all, the tensor at hand)
 
@@ -46,6 +56,7 @@ class QuantizeReport:
     source_bytes: int
     seconds: float
     tensors: tuple[TensorReport, ...]
+    notes: tuple[str, ...]
 
 
 def quantize_checkpoint(
@@ -57,19 +68,21 @@ def quantize_checkpoint(
     method: str = "rtn",
     overwrite: bool = False,
     dry_run: bool = False,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> QuantizeReport:
-    """Quantize a float checkpoint into a Hugging Face folder of packed tensors.
+    """Quantize a float checkpoint into a Hugging Face folder of packed tensors, or into a GGUF file.
 
-    A quantized folder that quantlab wrote earlier may be replaced without `overwrite`; anything else may not.
+    What quantlab quantized earlier may be replaced without `overwrite`; anything else may not.
 
     Args:
-        model: folder or hub id.
-        out: folder to make.
+        model: folder, GGUF file or hub id.
+        out: folder to make, or GGUF file if it ends in `.gguf`.
         format: the linear weights' format.
         uniform: embedding and head take `format` too, instead of Q8_0.
         method: how codes and scales are chosen; `rtn` rounds to nearest.
         dry_run: report shapes, formats and sizes, and write nothing (errors are None then).
+        threads: the most to use; by default one a core.
 
     Raises:
         InputError: unknown format or method, an unreadable or already quantized model, a tensor with NaN, infinity or
@@ -80,18 +93,20 @@ def quantize_checkpoint(
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}; choose one of: {', '.join(METHODS)}")
     checkpoint = open_checkpoint(model)
-    if checkpoint.recipe is not None:
+    if not all(checkpoint.stored_type(name) in _FLOAT_WORDS for name in checkpoint.names):
         raise InputError(f"{checkpoint.path}: is quantized already; start from the original model")
     recipe = default_recipe(checkpoint.family, chosen, uniform)
-    _check_destination(checkpoint, out)
+    notes: tuple[str, ...] = ()
+    check_outside(checkpoint, out)
     plan = {name: _planned_format(checkpoint, recipe, name) for name in checkpoint.names}
     entries = [_planned_entry(checkpoint, name, format) for name, format in plan.items()]
     reports = [_report(checkpoint, recipe, name, format) for name, format in plan.items()]
     if not dry_run:
         config = _config(checkpoint, recipe, method)
-        with CheckpointWriter(out, entries, config, replace=overwrite or _is_own_output(out)) as writer:
-            reports = list(_write_tensors(checkpoint, writer, plan, reports, method, progress))
-            writer.copy_companions(checkpoint.path)
+        replaceable = overwrite or _is_own_output(out)
+        with open_writer(out, entries, config, companions=checkpoint, replace=replaceable) as writer:
+            reports = list(_write_tensors(checkpoint, writer, plan, reports, METHODS[method], threads, progress))
+            notes = tuple(writer.notes)
     total = sum(entry.nbytes for entry in entries)
     return QuantizeReport(
         parameters=checkpoint.parameters,
@@ -100,21 +115,17 @@ def quantize_checkpoint(
         source_bytes=checkpoint.nbytes,
         seconds=time.monotonic() - started,
         tensors=tuple(reports),
+        notes=notes,
     )
 
 
-def _check_destination(checkpoint: Checkpoint, out: Path) -> None:
-    if out.suffix == ".gguf":
-        raise InputError(f"{out}: GGUF output is not available yet; give a folder name")
-    if out.exists() and checkpoint.path.resolve().is_relative_to(out.resolve()):
-        raise InputError(f"{out}: is the model itself, or a folder around it; choose another folder")
-
-
 def _is_own_output(out: Path) -> bool:
-    """Whether `out` is a folder that quantlab quantized earlier, which a new run may replace."""
-    if not (out / "config.json").is_file():
-        return False
+    """Whether `out` is a folder or file that quantlab quantized earlier, which a new run may replace."""
     try:
+        if out.is_file():
+            return bool(GgufFile(out).metadata.get("quantlab.method"))
+        if not (out / "config.json").is_file():
+            return False
         quantization = read_json(out / "config.json").get("quantization_config")
     except InputError:
         return False
@@ -158,23 +169,41 @@ def _write_tensors(
     writer: CheckpointWriter,
     plan: dict[str, BlockFormat | None],
     reports: list[TensorReport],
-    method: str,
+    method: Method,
+    threads: int | None,
     progress: Progress | None,
 ) -> list[TensorReport]:
     done, written = 0, []
-    for (name, format), report in zip(plan.items(), reports, strict=True):
-        if progress is not None:
-            progress(done, checkpoint.parameters, name)
-        if format is None:
-            writer.copy(name, checkpoint)
-            report = replace(report, relative_error=0.0)
-        else:
-            weight = checkpoint.read(name)
-            packed = METHODS[method](weight, format, f"{checkpoint.path}: {name}")
-            writer.write_packed(name, packed)
-            report = replace(report, relative_error=relative_error(weight, packed))
-        written.append(report)
-        done += checkpoint.entry(name).elements
+    with _write_behind() as write:
+        for (name, format), report in zip(plan.items(), reports, strict=True):
+            if progress is not None:
+                progress(done, checkpoint.parameters, name)
+            if format is None:
+                write(writer.copy, name, checkpoint)
+                report = replace(report, relative_error=0.0)
+            else:
+                blocks, error = method(checkpoint, name, format, threads)
+                write(writer.write_bytes, name, blocks.reshape(-1), writer.entries[name])
+                report = replace(report, relative_error=error)
+            written.append(report)
+            done += checkpoint.entry(name).elements
     if progress is not None:
         progress(done, checkpoint.parameters, "")
     return written
+
+
+@contextlib.contextmanager
+def _write_behind() -> Iterator[Callable[..., None]]:
+    """A function that calls a writer's method while the caller goes on to the next tensor, one at a time."""
+    with ThreadPoolExecutor(1) as worker:
+        pending: Future[None] | None = None
+
+        def write(method: Callable[..., None], *arguments: Any) -> None:
+            nonlocal pending
+            if pending is not None:
+                pending.result()
+            pending = worker.submit(method, *arguments)
+
+        yield write
+        if pending is not None:
+            pending.result()

@@ -1,4 +1,4 @@
-"""Folders that appear complete or not at all: written beside their destination, synced, then renamed."""
+"""Folders and files that appear complete or not at all: written beside their destination, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -31,6 +31,20 @@ def atomic_folder(destination: Path, replace: bool) -> Iterator[Path]:
         InputError: the destination exists and may not be replaced, its parent cannot be written, or another process is
             writing it.
     """
+    with _atomic(destination, replace) as temporary:
+        temporary.mkdir()
+        yield temporary
+
+
+@contextlib.contextmanager
+def atomic_file(destination: Path, replace: bool) -> Iterator[Path]:
+    """Like `atomic_folder`, for a file that the block has to create at the path it gets."""
+    with _atomic(destination, replace) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def _atomic(destination: Path, replace: bool) -> Iterator[Path]:
     destination = Path(os.path.abspath(destination))  # noqa: PTH100 resolve() would follow a link at the destination
     if not replace:
         _check_free(destination)
@@ -40,14 +54,13 @@ def atomic_folder(destination: Path, replace: bool) -> Iterator[Path]:
             _check_free(destination)  # once more: another process may have finished it before we had the lock
         if os.path.lexists(temporary):
             _remove(temporary)
-        temporary.mkdir()
         try:
             yield temporary
             _sync_tree(temporary)
             _move_into_place(temporary, destination, replace)
-            _sync_folder(destination.parent)
+            _sync_entry(destination.parent)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _discard(temporary)
             raise
 
 
@@ -86,19 +99,16 @@ def _acquire(lock: Path) -> int:
         os.close(descriptor)  # a holder removed the file between our two calls: it guards nothing any more
 
 
-def _sync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-    _sync_folder(folder)
+def _sync_tree(root: Path) -> None:
+    if root.is_dir():
+        for path in root.rglob("*"):
+            if path.is_file():
+                _sync_entry(path)
+    _sync_entry(root)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync_entry(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -123,6 +133,13 @@ def _move_into_place(temporary: Path, destination: Path, replace: bool) -> None:
 
 def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -7,19 +7,23 @@ file; `pread` keeps the resident memory at one tensor, and needs no torch.
 
 from __future__ import annotations
 
-import json
+import math
 import os
+import reprlib
 import struct
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quantlab.checkpoint.tensors import DTYPE_BYTES, TensorEntry
+from quantlab.checkpoint.json_file import parse_json
+from quantlab.checkpoint.positioned import open_to_read, read_exactly, read_into
+from quantlab.checkpoint.tensors import DTYPE_BYTES, TensorEntry, check_name
 from quantlab.errors import InputError
 
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit
-READ_CHUNK = 1 << 26  # Linux reads at most 2 GiB at a time
+MAX_DIMENSIONS = 64  # numpy's and torch's
 
 
 class SafetensorsFile:
@@ -27,10 +31,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise InputError(f"{path}: cannot be opened: {error.strerror}") from None
+        self._descriptor = open_to_read(path)
         try:
             self.metadata, self.entries, self._offsets = _read_header(self._descriptor, path)
         except BaseException:
@@ -39,15 +40,14 @@ class SafetensorsFile:
 
     def read(self, name: str) -> np.ndarray:
         """The bytes of tensor `name`, a fresh uint8 array."""
-        entry = self.entries[name]
-        out = np.empty(entry.nbytes, dtype=np.uint8)
-        view, offset, done = out.data, self._offsets[name], 0
-        while done < entry.nbytes:
-            count = os.preadv(self._descriptor, [view[done : done + READ_CHUNK]], offset + done)
-            if count == 0:
-                raise InputError(f"{self.path}: ends in the middle of tensor {name}; the file was cut while open")
-            done += count
-        return out
+        return read_exactly(
+            self._descriptor, self.entries[name].nbytes, self._offsets[name], self.path, f"tensor {name}"
+        )
+
+    def read_part(self, name: str, begin: int, out: np.ndarray) -> None:
+        """Fill `out` (uint8) with bytes of tensor `name` from its byte `begin` on."""
+        assert begin + out.nbytes <= self.entries[name].nbytes, f"{name}: beyond its end"
+        read_into(out, self._descriptor, self._offsets[name] + begin, self.path, f"tensor {name}")
 
     def close(self) -> None:
         """Close the file; reading afterwards is an error."""
@@ -65,15 +65,10 @@ def _read_header(descriptor: int, path: Path) -> tuple[dict[str, str], dict[str,
     size = os.fstat(descriptor).st_size
     if size < 8:
         raise InputError(f"{path}: {size} bytes are no safetensors file; download it again")
-    (header_bytes,) = struct.unpack("<Q", os.pread(descriptor, 8, 0))
+    (header_bytes,) = struct.unpack("<Q", read_exactly(descriptor, 8, 0, path, "its header"))
     if header_bytes > min(size - 8, MAX_HEADER_BYTES):
         raise InputError(f"{path}: claims a header of {header_bytes} bytes in a file of {size}; damaged or cut short")
-    try:
-        header = json.loads(os.pread(descriptor, header_bytes, 8).decode("utf-8"))
-    except (ValueError, RecursionError):
-        raise InputError(f"{path}: its header is no JSON; not a safetensors file, or damaged") from None
-    if not isinstance(header, dict):
-        raise InputError(f"{path}: its header is no JSON object; not a safetensors file, or damaged")
+    header = _parse(read_exactly(descriptor, header_bytes, 8, path, "its header").tobytes(), path)
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -82,9 +77,34 @@ def _read_header(descriptor: int, path: Path) -> tuple[dict[str, str], dict[str,
     entries: dict[str, TensorEntry] = {}
     spans: dict[str, tuple[int, int]] = {}
     for name, field in header.items():
+        check_name(name, path)
         entries[name], spans[name] = _check_entry(name, field, data_bytes, path)
     _check_cover(spans, data_bytes, path)
     return metadata, entries, {name: data_start + begin for name, (begin, _) in spans.items()}
+
+
+def _parse(content: bytes, path: Path) -> dict[str, Any]:
+    """The header's object. A key that is there twice, which the format forbids, would mean to each reader another."""
+    try:
+        header = parse_json(content, _unique)
+    except _TwiceError as error:
+        raise InputError(f"{path}: {error.args[0][:99]!r} is there twice in its header; damaged") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: its header is no JSON; not a safetensors file, or damaged") from None
+    if not isinstance(header, dict):
+        raise InputError(f"{path}: its header is no JSON object; not a safetensors file, or damaged")
+    return header
+
+
+class _TwiceError(Exception):
+    """A key is there twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _TwiceError(Counter(key for key, _ in pairs).most_common(1)[0][0])
+    return found
 
 
 def _check_entry(name: str, field: Any, data_bytes: int, path: Path) -> tuple[TensorEntry, tuple[int, int]]:
@@ -94,18 +114,27 @@ def _check_entry(name: str, field: Any, data_bytes: int, path: Path) -> tuple[Te
     except (TypeError, KeyError, ValueError):
         raise InputError(f"{path}: tensor {name}: its header entry lacks dtype, shape or data_offsets") from None
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise InputError(f"{path}: tensor {name}: unknown element type {dtype!r}")
+        raise InputError(f"{path}: tensor {name}: unknown element type {reprlib.repr(dtype)}")
     numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
     if not all(type(n) is int and n >= 0 for n in numbers):
         raise InputError(f"{path}: tensor {name}: shape or offsets are no non-negative whole numbers")
-    entry = TensorEntry(name, dtype, tuple(shape))
     if not begin <= end <= data_bytes:
         raise InputError(f"{path}: tensor {name}: its data ends at byte {end} of {data_bytes}; the file is cut short")
+    if not _is_possible(shape):
+        raise InputError(f"{path}: tensor {name}: shape {reprlib.repr(shape)} is impossible; damaged")
+    entry = TensorEntry(name, dtype, tuple(shape))
     if end - begin != entry.nbytes:
         raise InputError(
             f"{path}: tensor {name}: {end - begin} bytes for {dtype} {list(shape)}, which needs {entry.nbytes}"
         )
     return entry, (begin, end)
+
+
+def _is_possible(shape: list[int]) -> bool:
+    """Whether arithmetic with these sizes stays short, and 64 bits count the steps that a size of 0 hides."""
+    if len(shape) > MAX_DIMENSIONS or any(size > 1 << 64 for size in shape):
+        return False
+    return 0 not in shape or math.prod(filter(None, shape)) < 1 << 60
 
 
 def _check_cover(spans: dict[str, tuple[int, int]], data_bytes: int, path: Path) -> None:

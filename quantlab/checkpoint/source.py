@@ -1,4 +1,4 @@
-"""From what a user types as MODEL to a folder on this machine: a path, or a hub id through huggingface_hub."""
+"""From what a user types as MODEL to a folder or GGUF file on this machine; hub ids go through huggingface_hub."""
 
 from __future__ import annotations
 
@@ -11,25 +11,56 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 SMALL_FILES = ("*.json", "*.txt", "*.jinja", "tokenizer.model", "LICENSE*", "README.md")
 
 
-def local_folder(model: str | Path) -> Path:
-    """The folder of `model`; a hub id is downloaded first if it is not at hand (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN).
+def is_gguf(path: Path) -> bool:
+    """Whether the path of a model, as `local_model` gives it, is a GGUF file's."""
+    return not path.is_dir() and (path.suffix == ".gguf" or _begins_like_gguf(path))
+
+
+def _begins_like_gguf(path: Path) -> bool:
+    """Whatever its name is: caches of downloads name files by their hash."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
+def local_model(model: str | Path) -> Path:
+    """The folder or GGUF file of `model`; a hub id is downloaded first if it is not at hand (HF_HOME, HF_HUB_OFFLINE,
+    HF_TOKEN).
 
     Raises:
         InputError: nothing is there under that name, neither as a path nor on the hub.
     """
     if not str(model):
-        raise InputError("the model's name is empty; give a folder or a hub id")
+        raise InputError("the model's name is empty; give a folder, a GGUF file or a hub id")
     try:
         path = Path(model).expanduser()
-    except RuntimeError:  # ~name of nobody
-        raise InputError(f"{model}: no such folder") from None
+        exists = path.exists()
+    except (RuntimeError, OSError, ValueError):  # ~name of nobody; a name too long; a zero byte in it
+        raise InputError(f"{str(model)[:200]}: no such folder or file") from None
     if path.is_dir():
+        return _single_gguf(path)
+    if exists and path.suffix != ".gguf" and not (path.is_file() and _begins_like_gguf(path)):
+        raise InputError(f"{path}: is no GGUF file; give one, or the folder with config.json and the safetensors files")
+    if exists:
         return path
-    if path.is_file():
-        raise InputError(f"{path}: is a file; give the folder with config.json and the safetensors files")
-    if not HUB_ID.fullmatch(str(model)):
-        raise InputError(f"{model}: no such folder")
+    if path.suffix == ".gguf" or not HUB_ID.fullmatch(str(model)):
+        raise InputError(f"{model}: no such folder or file")
     return _download(str(model))
+
+
+def _single_gguf(folder: Path) -> Path:
+    """A folder that holds one GGUF file and no config.json means that file."""
+    try:
+        if (folder / "config.json").exists():
+            return folder
+        files = sorted(folder.glob("*.gguf"))
+    except OSError as error:  # such as: not ours to look into
+        raise InputError(f"{folder}: cannot be read: {error.strerror}") from None
+    if len(files) > 1:
+        raise InputError(f"{folder}: holds {len(files)} GGUF files; name one of them: {files[0].name} ...")
+    return files[0] if files else folder
 
 
 def _download(repository: str) -> Path:

@@ -31,7 +31,7 @@ class Summary:
 
 
 def summarize(model: str | Path) -> Summary:
-    """Summarize a folder or hub id.
+    """Summarize a folder, GGUF file or hub id.
 
     Raises:
         InputError: see `open_checkpoint`.
@@ -39,11 +39,10 @@ def summarize(model: str | Path) -> Summary:
     checkpoint = open_checkpoint(model)
     tensors = []
     for name in checkpoint.names:
-        format, entry = checkpoint.format(name), checkpoint.entry(name)
-        word = entry.dtype.lower() if format is None else format.name
-        tensors.append(TensorSummary(name, checkpoint.shape(name), word, entry.nbytes))
+        word, nbytes = checkpoint.stored_type(name), checkpoint.stored_bytes(name)
+        tensors.append(TensorSummary(name, checkpoint.shape(name), word, nbytes))
     architectures = checkpoint.config.get("architectures")
-    named = [a for a in architectures if isinstance(a, str)] if isinstance(architectures, list) else []
+    named = [a for a in architectures if _is_class_name(a)] if isinstance(architectures, list) else []
     return Summary(
         architecture=named[0] if named else checkpoint.family.model_type,
         parameters=checkpoint.parameters,
@@ -52,3 +51,7 @@ def summarize(model: str | Path) -> Summary:
         tied_head=checkpoint.tied,
         tensors=tuple(tensors),
     )
+
+
+def _is_class_name(name: object) -> bool:
+    return isinstance(name, str) and name.isidentifier()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,19 @@ _TORCH_NAMES = {
 }  # fmt: skip
 
 
+MAX_NAME = 1024  # characters; the field's longest names have about 100
+
+
+def check_name(name: str, path: Path) -> None:
+    """Refuse names of a damaged or hostile file, which tables and reports would send to a terminal as they are.
+
+    Raises:
+        InputError: the name of a tensor in `path` is empty, endless, or holds characters that do not print.
+    """
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        raise InputError(f"{path}: tensor name {name[:99]!r} is not 1 to {MAX_NAME} printable characters; damaged")
+
+
 @dataclass(frozen=True)
 class TensorEntry:
     """Name, element type (safetensors' word) and shape of a stored tensor."""
@@ -42,6 +56,40 @@ class TensorEntry:
     def nbytes(self) -> int:
         """Stored bytes."""
         return self.elements * DTYPE_BYTES[self.dtype]
+
+
+# Unsigned words of an element's width, and the bits that are all set in NaN and infinity.
+_EXPONENTS = {
+    "F64": ("<u8", 0x7FF << 52),
+    "F32": ("<u4", 0xFF << 23),
+    "F16": ("<u2", 0x1F << 10),
+    "BF16": ("<u2", 0xFF << 7),
+}
+FINITE_CHUNK = 1 << 20  # elements
+
+
+def all_finite(raw: np.ndarray, dtype: str) -> bool:
+    """Whether raw bytes (uint8 [nbytes]) of a float type hold neither NaN nor infinity."""
+    return first_nonfinite(raw, dtype) is None
+
+
+def first_nonfinite(raw: np.ndarray, dtype: str) -> int | None:
+    """The first element that is NaN or infinite, counted from 0; None if there is none."""
+    word, exponent = _EXPONENTS[dtype]
+    bits = raw.view(word)
+    mask = bits.dtype.type(exponent)
+    for start in range(0, bits.size, FINITE_CHUNK):
+        bad = (bits[start : start + FINITE_CHUNK] & mask) == mask
+        if bad.any():
+            return start + int(bad.argmax())
+    return None
+
+
+def to_fp32(raw: np.ndarray, dtype: str) -> np.ndarray:
+    """The values of raw bytes of a float type, fp32 [elements]; exact but for F64."""
+    if dtype == "BF16":
+        return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    return raw.view(f"<f{DTYPE_BYTES[dtype]}").astype(np.float32, copy=False)
 
 
 def torch_tensor(raw: np.ndarray, entry: TensorEntry) -> torch.Tensor:

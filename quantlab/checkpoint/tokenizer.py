@@ -5,12 +5,13 @@ transformers only converts what has no tokenizer.json.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantlab.checkpoint.reader import read_json
-from quantlab.checkpoint.source import local_folder
+from quantlab.checkpoint.source import is_gguf, local_model
 from quantlab.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,8 +31,13 @@ class Tokenizer:
         self.backend, self.bos, self.eos = backend, bos, eos
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids; with `add_special_tokens`, after the start token where the model expects one."""
-        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        """Token ids; with `add_special_tokens`, after the start token where the model expects one.
+
+        Raises:
+            InputError: the vocabulary has no token for a part of the text, nor one for what is unknown.
+        """
+        with faults_reported("the model's tokenizer fails on this text"):
+            ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
         return [self.bos, *ids] if add_special_tokens and self.bos is not None else ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -45,36 +51,89 @@ class Tokenizer:
 
 
 def load_tokenizer(model: str | Path) -> Tokenizer:
-    """The tokenizer of a model folder or hub id.
+    """The tokenizer of a model folder, GGUF file or hub id.
+
+    Raises:
+        InputError: the model holds no tokenizer, or a broken one.
+    """
+    folder = local_model(model)
+    if is_gguf(folder):
+        from quantlab.checkpoint.gguf_file import GgufFile
+        from quantlab.checkpoint.gguf_tokenizer import tokenizer_from_metadata
+
+        return tokenizer_from_metadata(GgufFile(folder).metadata, str(folder))
+    return folder_tokenizer(folder)
+
+
+def folder_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder.
 
     Raises:
         InputError: the folder holds no tokenizer, or a broken one.
     """
-    folder = local_folder(model)
-    backend = _backend(folder)
-    return Tokenizer(backend, _start_token(backend), _end_tokens(folder, backend))
+    backend = _folder_backend(folder)
+    return Tokenizer(backend, start_token(backend), _end_tokens(folder, backend))
 
 
-def _backend(folder: Path) -> tokenizers.Tokenizer:
-    import tokenizers
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether the folder has the files of one."""
+    alone = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    return alone or all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
 
+
+def _folder_backend(folder: Path) -> tokenizers.Tokenizer:
     file = folder / "tokenizer.json"
     if file.is_file():
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises nothing more special
-            raise InputError(f"{file}: cannot be read: {_one_line(error)}") from None
-        backend.no_truncation()  # settings of somebody's training, which the file may carry along
-        backend.no_padding()
-        return backend
-    try:
+        return parse_tokenizer(read_text(file), f"{file}: cannot be read")
+    with faults_reported(f"{folder}: its tokenizer cannot be converted"):
         if (folder / "tokenizer.model").is_file():
             return _from_sentencepiece(folder)
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             return _from_merges(folder)
-    except Exception as error:  # whatever the content of the files sets off
-        raise InputError(f"{folder}: its tokenizer cannot be converted: {_one_line(error)}") from None
     raise InputError(f"{folder}: holds no tokenizer (tokenizer.json, tokenizer.model, or vocab.json and merges.txt)")
+
+
+def parse_tokenizer(text: str, where: str) -> tokenizers.Tokenizer:
+    """The tokenizer that the content of a tokenizer.json describes, tried on a letter.
+
+    Raises:
+        InputError: it describes none; the message is `where` and the library's reason.
+    """
+    import tokenizers
+
+    with faults_reported(where):
+        backend = tokenizers.Tokenizer.from_str(text)
+        backend.no_truncation()  # settings of somebody's training, which the file may carry along
+        backend.no_padding()
+        start_token(backend)
+    return backend
+
+
+def read_text(file: Path) -> str:
+    """The content of a text file.
+
+    Raises:
+        InputError: it cannot be read, or is no UTF-8 text.
+    """
+    try:
+        return file.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: cannot be read: no UTF-8 text; download it again") from None
+
+
+@contextmanager
+def faults_reported(where: str) -> Iterator[None]:
+    """Turn whatever the content of a file sets off in the libraries into an InputError that begins with `where`."""
+    try:
+        yield
+    except (InputError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's, no Exception
+            raise
+        raise InputError(f"{where}: {_one_line(error)}") from None
 
 
 def _from_sentencepiece(folder: Path) -> tokenizers.Tokenizer:
@@ -119,11 +178,11 @@ def _from_merges(folder: Path) -> tokenizers.Tokenizer:
     return backend
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:400] or type(error).__name__
 
 
-def _start_token(backend: tokenizers.Tokenizer) -> int | None:
+def start_token(backend: tokenizers.Tokenizer) -> int | None:
     """The token that the tokenizer's own post-processor puts before a text."""
     with_special = backend.encode("a").ids
     without = backend.encode("a", add_special_tokens=False).ids

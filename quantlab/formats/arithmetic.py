@@ -9,30 +9,44 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from quantlab import native
 from quantlab.errors import InputError
 from quantlab.formats.blocks import BLOCK_SIZE
+from quantlab.formats.packing import pack_rows, scale_overflow
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+
     from quantlab.formats.blocks import BlockFormat
 
-CHUNK_ELEMENTS = 1 << 22  # weights converted to fp32 at a time: 16 MB, so that memory stays flat for any tensor
+CHUNK_ELEMENTS = 1 << 22  # weights converted or gathered at a time: 16 MB of fp32, so that memory stays flat
+
+# What the native core reads and writes as it is; every other type goes by way of fp32.
+_ELEMENTS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
 def quantize(weight: torch.Tensor, format: BlockFormat, name: str) -> torch.Tensor:
     """Pack [rows, columns] to uint8 [rows, row_bytes]; see `BlockFormat.quantize`."""
-    rows, columns = weight.shape
-    blocks = torch.empty(rows, format.row_bytes(columns), dtype=torch.uint8, device=weight.device)
-    step = max(1, CHUNK_ELEMENTS // columns)
-    for start in range(0, rows, step):
-        chunk = weight[start : start + step].detach().to(torch.float32).contiguous()
+    if weight.device.type == "cpu":
+        return _quantize_native(weight, format, name, measure=False)[0]
+    blocks = _empty_blocks(weight, format)
+    for start, chunk in _chunks(weight, torch.float32):
         _check_weights(chunk, start, name)
-        packed = _quantize_native(chunk, format) if weight.device.type == "cpu" else quantize_torch(chunk, format)
+        packed = quantize_torch(chunk, format)
         _check_scales(packed, format, chunk, start, name)
-        blocks[start : start + step] = packed
+        blocks[start : start + len(chunk)] = packed
     return blocks
+
+
+def quantize_and_measure(weight: torch.Tensor, format: BlockFormat, name: str) -> tuple[torch.Tensor, float]:
+    """`quantize` of a weight on CPU, and in the same pass its relative error (`native.relative_error`)."""
+    blocks, sums = _quantize_native(weight, format, name, measure=True)
+    return blocks, native.relative_error(np.concatenate(sums))
 
 
 def dequantize(blocks: torch.Tensor, format: BlockFormat, dtype: torch.dtype | None) -> torch.Tensor:
@@ -40,17 +54,60 @@ def dequantize(blocks: torch.Tensor, format: BlockFormat, dtype: torch.dtype | N
     *leading, row_bytes = blocks.shape
     if blocks.dtype != torch.uint8 or row_bytes % format.block_bytes:
         raise ValueError(f"{format.name} blocks must be uint8 rows of a multiple of {format.block_bytes} bytes")
+    dtype = torch.float32 if dtype is None else dtype
     rows = blocks.detach().reshape(-1, row_bytes).contiguous()
     if blocks.device.type == "cpu":
-        weights = torch.from_numpy(native.dequantize(format.name, rows.numpy()))
+        weights = _dequantize_native(rows, format, dtype if dtype in _ELEMENTS else torch.float32)
     else:
         weights = dequantize_torch(rows, format)
-    weights = weights.reshape(*leading, format.columns(row_bytes))
-    return weights if dtype is None else weights.to(dtype)
+    return weights.reshape(*leading, format.columns(row_bytes)).to(dtype)
 
 
-def _quantize_native(weight: torch.Tensor, format: BlockFormat) -> torch.Tensor:
-    return torch.from_numpy(native.quantize(format.name, weight.numpy(), format.levels))
+def _quantize_native(
+    weight: torch.Tensor, format: BlockFormat, name: str, *, measure: bool
+) -> tuple[torch.Tensor, list[npt.NDArray[np.float64]]]:
+    """Blocks, and the rows' sums of squares chunk by chunk (none unless measured)."""
+    blocks = _empty_blocks(weight, format)
+    dtype = weight.dtype if weight.dtype in _ELEMENTS else torch.float32
+    is_native = weight.dtype in _ELEMENTS and weight.is_contiguous()
+    sums = []
+    for start, chunk in [(0, weight.detach())] if is_native else _chunks(weight, dtype):
+        packed = pack_rows(
+            _raw(chunk),
+            format,
+            name,
+            element=_ELEMENTS[dtype],
+            first_row=start,
+            measure=measure,
+            threads=torch.get_num_threads(),
+            out=blocks[start : start + len(chunk)].numpy(),
+        )
+        if packed.sums is not None:
+            sums.append(packed.sums)
+    return blocks, sums
+
+
+def _dequantize_native(rows: torch.Tensor, format: BlockFormat, dtype: torch.dtype) -> torch.Tensor:
+    weights = torch.empty(len(rows), format.columns(rows.shape[1]), dtype=dtype)
+    threads = torch.get_num_threads()
+    native.dequantize(format.name, rows.numpy(), element=_ELEMENTS[dtype], threads=threads, out=_raw(weights))
+    return weights
+
+
+def _chunks(weight: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
+    """(first row, some rows as a contiguous tensor of `dtype`), in order."""
+    step = max(1, CHUNK_ELEMENTS // weight.shape[1])
+    for start in range(0, weight.shape[0], step):
+        yield start, weight[start : start + step].detach().to(dtype).contiguous()
+
+
+def _empty_blocks(weight: torch.Tensor, format: BlockFormat) -> torch.Tensor:
+    return torch.empty(len(weight), format.row_bytes(weight.shape[1]), dtype=torch.uint8, device=weight.device)
+
+
+def _raw(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """The bytes of a contiguous tensor, [rows, bytes a row], without a copy."""
+    return tensor.view(torch.uint8).numpy()
 
 
 def quantize_torch(weight: torch.Tensor, format: BlockFormat) -> torch.Tensor:
@@ -163,11 +220,8 @@ def _check_scales(packed: torch.Tensor, format: BlockFormat, chunk: torch.Tensor
     finite = header.contiguous().view(torch.float16).isfinite().all(dim=2)
     if not bool(finite.all()):
         row, block = (int(i) for i in (~finite).nonzero()[0])
-        columns = slice(block * BLOCK_SIZE, (block + 1) * BLOCK_SIZE)
-        raise InputError(
-            f"{name}: row {first_row + row}, columns {columns.start} to {columns.stop - 1}: the {format.name} scale "
-            f"overflows fp16 (weights reach {float(chunk[row, columns].abs().max()):g}); leave this tensor unquantized"
-        )
+        weights = chunk[row, block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE]
+        raise scale_overflow(format, name, first_row + row, block, float(weights.abs().max()))
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -1,17 +1,73 @@
-"""Quantize and dequantize weights in ggml's five legacy block formats: numpy in, numpy out, compiled C++ between."""
+"""Quantize and dequantize weights in ggml's five legacy block formats: numpy in, numpy out, compiled C++ between.
+
+Weights are float32 ("f32"), half precision ("f16") or bfloat16 ("bf16"), which numpy has no type for: an array may
+also hold the raw bytes of its rows, uint8 [rows, columns * bytes of one], or their bits as unsigned integers, with
+`element` saying what they are. Arrays are two-dimensional and C-contiguous, at any address; nothing is copied
+silently. Bytes do not depend on the number of threads or on the processor.
+
+The environment variable QUANTLAB_CPU_KERNEL chooses the instruction set, `scalar` or `avx2`, for tests and timing;
+`cpu_kernel` tells which is in use. A value that is unknown, or that the processor cannot run, raises InputError.
+"""
 
 from __future__ import annotations
+
+import math
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from quantlab.native._core import dequantize as _dequantize
-from quantlab.native._core import quantize as _quantize
+import quantlab.native._core as _core
 
-__all__ = ["dequantize", "quantize"]
+__all__ = ["Quantized", "cpu_kernel", "default_threads", "dequantize", "quantize", "quantize_checked", "relative_error"]
+
+Blocks = npt.NDArray[np.uint8]
+Array = npt.NDArray[Any]
+
+# The numpy type of one element; bfloat16's stands for its bits.
+_ELEMENT_TYPES: dict[str, np.dtype[Any]] = {
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(np.uint16),
+}
 
 
-def quantize(format: str, weights: npt.NDArray[np.float32], levels: int) -> npt.NDArray[np.uint8]:
+class Quantized(NamedTuple):
+    """Blocks, and what was found on the way to them.
+
+    `sums` is float64 [rows, 2], or None where nothing was measured: of each row the sum of the squares of the rounding
+    errors (in fp32: decoded less original weight) and the sum of the squares of the weights. A row's sums depend on
+    nothing but the row.
+
+    `not_finite` is (row, column) of the first weight that is NaN or infinite, `overflow` (row, block) of the first
+    block whose scale or minimum is beyond half precision though its weights are finite; None if there is none.
+    """
+
+    blocks: Blocks
+    sums: npt.NDArray[np.float64] | None
+    not_finite: tuple[int, int] | None
+    overflow: tuple[int, int] | None
+
+    @property
+    def relative_error(self) -> float:
+        """Frobenius norm of the rounding error over that of the weights; 0 for weights that are all zero."""
+        if self.sums is None:
+            raise ValueError("the rounding error was not measured")
+        return relative_error(self.sums)
+
+
+def quantize(
+    format: str,
+    weights: Array,
+    levels: int,
+    *,
+    element: str | None = None,
+    threads: int | None = None,
+    out: Blocks | None = None,
+) -> Blocks:
     """Encode each row's runs of 32 weights as blocks, scaled by their extremes, each weight to the nearest code.
 
     The formats are ggml's (https://github.com/ggml-org/ggml), and at their own number of levels, the largest given
@@ -27,32 +83,136 @@ def quantize(format: str, weights: npt.NDArray[np.float32], levels: int) -> npt.
     q8_0    34           3..255  scale * code, code from -127 to 127
     ======  ===========  ======  ======================================
 
-    `weights` is float32 [rows, columns], C-contiguous, with columns a multiple of 32. Weights should be finite: what a
-    block with another encodes to is not promised. `levels` is how many codes to use; fewer than the format's own give
-    coarser weights in the same blocks (q8_0 has as many codes below zero as above: an even number uses one less).
+    Args:
+        weights: [rows, columns], columns a multiple of 32. A block with a weight that is NaN or infinite becomes zeros
+            with scale NaN.
+        levels: how many codes to use; fewer than the format's own give coarser weights in the same blocks (q8_0 has
+            as many codes below zero as above: an even number uses one less).
+        element: "f32", "f16" or "bf16"; may be left out for weights of numpy's float32 and float16.
+        threads: the most to use, by default `default_threads()`; small matrices take one.
+        out: uint8 [rows, row bytes] to write to.
 
-    Returns uint8 [rows, columns / 32 * block bytes]. Scales and minima are stored in half precision: from 65520 on
-    they become infinite, up to 2**-25 zero.
+    Returns uint8 [rows, columns / 32 * block bytes], which is `out` if that was given. Scales and minima are stored in
+    half precision: from 65520 on they become infinite, up to 2**-25 zero.
 
-    Raises ValueError for an unknown format, columns that are not whole blocks and levels out of range, TypeError for
-    weights of another type, number of dimensions or memory layout: nothing is copied silently.
-
-    Other Python threads run meanwhile. Rows are independent, so slices of rows may be given to several threads.
-    """
-    return _quantize(format, weights, levels)
-
-
-def dequantize(format: str, blocks: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Decode blocks to the weights they stand for, bit for bit as ggml's Python package `gguf` does.
-
-    `format` is one of those `quantize` lists; `blocks` is uint8 [rows, row bytes], C-contiguous at any address, with
-    row bytes a multiple of the format's block bytes.
-
-    Returns float32 [rows, row bytes / block bytes * 32].
-
-    Raises ValueError for an unknown format and rows that are not whole blocks, TypeError for blocks of another type,
-    number of dimensions or memory layout: nothing is copied silently.
+    Raises:
+        ValueError: an unknown format or element, columns that are not whole blocks, levels or threads out of range,
+            an `out` of another shape.
+        TypeError: an array of another type, number of dimensions or memory layout, or an `out` that is read-only.
 
     Other Python threads run meanwhile.
     """
-    return _dequantize(format, blocks)
+    return quantize_checked(format, weights, levels, element=element, measure=False, threads=threads, out=out).blocks
+
+
+def quantize_checked(
+    format: str,
+    weights: Array,
+    levels: int,
+    *,
+    element: str | None = None,
+    measure: bool = True,
+    threads: int | None = None,
+    out: Blocks | None = None,
+) -> Quantized:
+    """`quantize`, and in the same pass the first fault of weights and scales and, if `measure`, the rounding error."""
+    raw, element = _raw_weights(weights, element)
+    rows, width = raw.shape
+    row_bytes = _core.row_bytes(format, width // _ELEMENT_TYPES[element].itemsize)
+    blocks = np.empty((rows, row_bytes), np.uint8) if out is None else out
+    sums = np.empty((rows, 2)) if measure else None
+    not_finite, overflow = _core.quantize(format, element, raw, levels, _threads(threads), blocks, sums)
+    return Quantized(blocks, sums, not_finite, overflow)
+
+
+def dequantize(
+    format: str,
+    blocks: Blocks,
+    *,
+    element: str = "f32",
+    threads: int | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Decode blocks to the weights they stand for, bit for bit as ggml's Python package `gguf` does.
+
+    Args:
+        format: one of those `quantize` lists.
+        blocks: uint8 [rows, row bytes], row bytes a multiple of the format's block bytes.
+        element: what to round the fp32 weights to, to nearest with ties to even.
+        threads: the most to use, by default `default_threads()`; small matrices take one.
+        out: an array of the result's shape and type to write to, or uint8 [rows, its bytes a row].
+
+    Returns [rows, row bytes / block bytes * 32] of float32, float16, or for "bf16" uint16 bits; `out` if given.
+
+    Raises:
+        ValueError: an unknown format or element, rows that are not whole blocks, an `out` of another shape.
+        TypeError: an array of another type, number of dimensions or memory layout, or an `out` that is read-only.
+
+    Other Python threads run meanwhile.
+    """
+    if out is None:
+        rows, row_bytes = blocks.shape if np.ndim(blocks) == 2 else (0, 0)
+        out = np.empty((rows, _core.columns(format, row_bytes)), _element_type(element))
+    raw, element = _raw_weights(out, element)
+    _core.dequantize(format, element, blocks, _threads(threads), raw)
+    return out
+
+
+def relative_error(sums: npt.NDArray[np.float64]) -> float:
+    """Frobenius norm of the rounding error over that of the weights, from `Quantized.sums` of all rows.
+
+    The rows' sums are added with one rounding at the end, so that it does not matter in how many calls they were made.
+    """
+    error, total = (math.fsum(column) for column in sums.T.tolist())
+    return math.sqrt(error / total) if total else 0.0
+
+
+def cpu_kernel() -> str:
+    """The kernel in use, "scalar" or "avx2".
+
+    Raises:
+        InputError: QUANTLAB_CPU_KERNEL names none, or one that cannot run here.
+    """
+    return _core.cpu_kernel()
+
+
+def default_threads() -> int:
+    """One thread for each core that this process may run on; the hyper-threads of a core count once."""
+    return _cores(frozenset(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def _cores(processors: frozenset[int]) -> int:
+    """The number of cores that those processors are; where the system does not tell, each counts."""
+    system = Path("/sys/devices/system/cpu")
+    try:
+        cores = {(system / f"cpu{i}" / "topology" / "thread_siblings_list").read_text() for i in processors}
+    except OSError:
+        return len(processors)
+    return len(cores)
+
+
+def _threads(threads: int | None) -> int:
+    return default_threads() if threads is None else threads
+
+
+def _element_type(element: str) -> np.dtype[Any]:
+    if element not in _ELEMENT_TYPES:
+        raise ValueError(f"unknown element type {element!r}; expected one of {', '.join(_ELEMENT_TYPES)}")
+    return _ELEMENT_TYPES[element]
+
+
+def _raw_weights(weights: Array, element: str | None) -> tuple[Blocks, str]:
+    """The bytes of the rows, as a view, and the word for their element type."""
+    dtype = np.asarray(weights).dtype
+    if element is None:
+        named = [word for word in ("f32", "f16") if dtype == _ELEMENT_TYPES[word]]
+        if not named:
+            raise TypeError(f"weights of type {dtype} need float32, float16, or `element` to say what their bits are")
+        (element,) = named
+    size = _element_type(element).itemsize
+    if dtype not in (_ELEMENT_TYPES[element], np.dtype(f"u{size}"), np.dtype(np.uint8)):
+        raise TypeError(f"weights of type {dtype} are not {element}, its bits or its bytes")
+    if np.ndim(weights) != 2 or not weights.flags.c_contiguous:
+        raise TypeError(f"weights of shape {list(np.shape(weights))} must be two-dimensional and C-contiguous")
+    return weights.view(np.uint8), element

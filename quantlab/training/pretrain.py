@@ -338,7 +338,9 @@ def _write_model(model: PreTrainedModel, work: Path, out: Path, history: list[di
     """The fp16 folder, by the one writer, with tokenizer and loss log."""
     import torch
 
-    from quantlab.checkpoint import CheckpointWriter, TensorEntry
+    from quantlab.checkpoint import TensorEntry
+    from quantlab.checkpoint.families import family_of
+    from quantlab.checkpoint.folder_writer import FolderWriter
     from quantlab.checkpoint.tensors import dtype_name
 
     model.config.dtype = torch.float16
@@ -347,10 +349,12 @@ def _write_model(model: PreTrainedModel, work: Path, out: Path, history: list[di
     config = json.loads(model.config.to_json_string())  # what differs from transformers' general defaults
     tied = set(model.all_tied_weights_keys)
     weights = {name: p.detach().cpu().to(torch.float16) for name, p in model.named_parameters() if name not in tied}
+    family = family_of(config, str(out))
+    weights = {name: w.T if family.is_transposed(name) else w for name, w in weights.items()}
     entries = [TensorEntry(name, dtype_name(w.dtype), tuple(w.shape)) for name, w in weights.items()]
-    with CheckpointWriter(out, entries, config) as writer:
+    with FolderWriter(out, entries, config) as writer:
         for name, weight in weights.items():
-            writer.write_stored(name, weight)
+            writer.write(name, weight)
         writer.copy_companions(work / "tokenizer")
         generation = {"bos_token_id": BOS, "eos_token_id": EOS}
         writer.add_file("generation_config.json", json.dumps(generation, indent=2).encode() + b"\n")

@@ -227,7 +227,7 @@ def test_tokenizer_template_and_generation_settings_are_copied(llama_model, tmp_
     expected, written = spread(source), spread(tmp_path / "out")
     companions = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"}
     companions |= {"generation_config.json", "LICENSE"}
-    assert set(written) == companions | {"config.json", "model.safetensors"}
+    assert set(written) == companions | {"checksums.json", "config.json", "model.safetensors"}
     assert {name: written[name] for name in companions} == {name: expected[name] for name in companions}
 
 
@@ -381,7 +381,7 @@ def test_the_model_itself_and_folders_around_it_are_never_replaced(llama_model, 
     (tmp_path / "link").symlink_to(model)
     before = spread(tmp_path)
     message = refusal(model, tmp_path / name, overwrite=overwrite)
-    assert message == f"{tmp_path / name}: is the model itself, or a folder around it; choose another folder"
+    assert message == f"{tmp_path / name}: is the model itself, or a folder around it; choose another name"
     assert spread(tmp_path) == before
 
 
@@ -399,13 +399,9 @@ def test_unknown_formats_and_methods_are_answered_with_those_there_are(llama_mod
     assert list(tmp_path.iterdir()) == []
 
 
-def test_gguf_output_is_not_there_yet(llama_model, tmp_path):
-    assert refusal(llama_model, tmp_path / "out.gguf").endswith("GGUF output is not available yet; give a folder name")
-
-
 @pytest.mark.parametrize("model", ["nowhere", "nowhere/at/all"])
 def test_a_model_that_is_not_there(model, tmp_path):
-    assert refusal(tmp_path / model, tmp_path / "out") == f"{tmp_path / model}: no such folder"
+    assert refusal(tmp_path / model, tmp_path / "out") == f"{tmp_path / model}: no such folder or file"
 
 
 DAMAGE = {

@@ -145,7 +145,7 @@ def test_no_moment_of_death_shows_half_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("step", "left"),
     [
-        ("_sync_folder", "old"),
+        ("_sync_entry", "old"),
         ("_sync_tree", "old"),
         ("_move_into_place", "old"),
         ("_exchange", "old"),
@@ -211,7 +211,7 @@ def test_a_second_writer_of_the_same_process_is_refused_until_the_first_ends(tmp
         refusals.append(1)
 
     with pytest.MonkeyPatch.context() as patch:
-        for step in ("_sync_tree", "_move_into_place", "_sync_folder"):
+        for step in ("_sync_tree", "_move_into_place", "_sync_entry"):
             original = getattr(atomic, step)
             patch.setattr(atomic, step, lambda *a, original=original: (try_second(), original(*a), try_second()))
         with atomic_folder(destination, replace=True) as temporary:

@@ -5,27 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quantlab import load_model, open_checkpoint, quantize_checkpoint
+from quantlab import InputError, load_model, open_checkpoint, quantize_checkpoint
 from quantlab.checkpoint.families import FAMILIES
 
-SHAPE = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-}
-ONE_HEAD_A_KEY = {name: value for name, value in SHAPE.items() if name != "num_key_value_heads"}
-CASES = {
-    "mistral": {**SHAPE, "sliding_window": 8},
-    "qwen2": SHAPE,
-    "qwen3": {**SHAPE, "head_dim": 32},
-    "gpt_neox": ONE_HEAD_A_KEY,
-    "phi3": {**SHAPE, "pad_token_id": 0},
-    "gemma2": {**SHAPE, "head_dim": 16, "sliding_window": 8},
-    "gemma3_text": {**SHAPE, "head_dim": 16, "sliding_window": 8, "sliding_window_pattern": 2},
-}
+OTHERS = ("mistral", "qwen2", "qwen3", "gpt_neox", "phi3", "gemma2", "gemma3_text")
 IDS = torch.arange(3, 43).reshape(2, 20)  # longer than the sliding windows
 
 
@@ -34,12 +17,12 @@ def logits(model) -> torch.Tensor:
         return model(input_ids=IDS, use_cache=False).logits
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=OTHERS)
 def family_model(request, make_model, tmp_path_factory):
     """A tiny random model of the family, tied as the family is by default."""
     tied = FAMILIES[request.param].tied_by_default
     folder = tmp_path_factory.mktemp(request.param)
-    return make_model(folder, request.param, tied=tied, model_type=request.param, **CASES[request.param])
+    return make_model(folder, request.param, tied=tied)
 
 
 @pytest.mark.parametrize("uniform", [False, True])
@@ -70,9 +53,69 @@ def test_save_pretrained_keeps_the_bytes(family_model, tmp_path):
 
 def test_neox_files_may_call_the_head_embed_out(make_model, tmp_path):
     """Pythia's files on the hub do."""
-    folder = make_model(tmp_path / "neox", "gpt_neox", tied=False, model_type="gpt_neox", **ONE_HEAD_A_KEY)
+    folder = make_model(tmp_path / "neox", "gpt_neox", tied=False)
     assert "lm_head.weight" in open_checkpoint(folder).names
     from safetensors import safe_open
 
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert "embed_out.weight" in file.keys()  # noqa: SIM118 the library's object is no mapping
+
+
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "order"),
+    [
+        # Two heads of four rows: each head's halves become pairs of neighbours.
+        ("llama", "model.layers.3.self_attn.q_proj.weight", [0, 2, 1, 3, 4, 6, 5, 7]),
+        ("mistral", "model.layers.3.self_attn.q_proj.bias", [0, 2, 1, 3, 4, 6, 5, 7]),
+        # One key head of eight rows.
+        ("llama", "model.layers.3.self_attn.k_proj.weight", [0, 4, 1, 5, 2, 6, 3, 7]),
+        # Two heads of (query, key, value) with two rows each: all queries first.
+        ("gpt_neox", "gpt_neox.layers.0.attention.query_key_value.weight", [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]),
+    ],
+)
+def test_row_orders_by_hand(family, name, order):
+    assert FAMILIES[family].gguf_rows(name, len(order), HEADS).tolist() == order
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("llama", "model.layers.3.self_attn.v_proj.weight"),
+        ("qwen2", "model.layers.3.self_attn.q_proj.weight"),
+        ("phi3", "model.layers.3.self_attn.qkv_proj.weight"),
+        ("gpt2", "transformer.h.0.attn.c_attn.weight"),
+    ],
+)
+def test_other_rows_stay(family, name):
+    assert FAMILIES[family].gguf_rows(name, 12, HEADS) is None
+
+
+def test_rows_that_are_no_whole_heads_are_refused():
+    with pytest.raises(InputError, match=r"q_proj\.weight: 6 rows are no whole number of 2 heads"):
+        FAMILIES["llama"].gguf_rows("model.layers.0.self_attn.q_proj.weight", 6, HEADS)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "gguf_name"),
+    [
+        ("gpt2", "transformer.h.11.mlp.c_fc.bias", "blk.11.ffn_up.bias"),
+        ("gpt_neox", "gpt_neox.layers.0.post_attention_layernorm.weight", "blk.0.ffn_norm.weight"),
+        ("llama", "model.layers.0.post_attention_layernorm.weight", "blk.0.ffn_norm.weight"),
+        ("gemma2", "model.layers.0.post_attention_layernorm.weight", "blk.0.post_attention_norm.weight"),
+        ("gemma3_text", "model.layers.25.pre_feedforward_layernorm.weight", "blk.25.ffn_norm.weight"),
+        ("qwen3", "model.layers.7.self_attn.k_norm.weight", "blk.7.attn_k_norm.weight"),
+        ("phi3", "model.layers.7.mlp.gate_up_proj.weight", "blk.7.ffn_up.weight"),
+        ("llama", "model.norm.weight", "output_norm.weight"),
+    ],
+)
+def test_names_there_and_back(family, name, gguf_name):
+    assert FAMILIES[family].gguf_name(name) == gguf_name
+    assert FAMILIES[family].name_of_gguf(gguf_name) == name
+
+
+@pytest.mark.parametrize("name", ["blk.0.ffn_up_exps.weight", "blk.weight", "x", "", "blk.0.blk.1.attn_q.weight"])
+def test_names_of_nothing(name):
+    assert FAMILIES["llama"].name_of_gguf(name) is None

@@ -72,10 +72,11 @@ def test_gpt2_weights_are_turned_and_nothing_else_is(make_model, tmp_path: Path)
     checkpoint = open_checkpoint(folder)
     stored = load_file(folder / "model.safetensors")
     name = "transformer.h.0.attn.c_attn"
-    assert checkpoint.entry(f"{name}.weight").shape == (64, 192)
-    assert checkpoint.shape(f"{name}.weight") == (192, 64)
+    assert stored[f"{name}.weight"].shape == (64, 192)
+    assert checkpoint.entry(f"{name}.weight").shape == checkpoint.shape(f"{name}.weight") == (192, 64)
     assert torch.equal(checkpoint.read(f"{name}.weight"), stored[f"{name}.weight"].T)
-    assert checkpoint.read_bytes(f"{name}.weight").tobytes() == stored[f"{name}.weight"].numpy().tobytes()
+    assert checkpoint.read_bytes(f"{name}.weight").tobytes() == stored[f"{name}.weight"].T.numpy().tobytes()
+    assert checkpoint.read_stored(f"{name}.weight").tobytes() == stored[f"{name}.weight"].numpy().tobytes()
     assert torch.equal(checkpoint.read(f"{name}.bias"), stored[f"{name}.bias"])
     assert checkpoint.shape("transformer.wpe.weight") == (128, 64)
 
@@ -353,11 +354,12 @@ def test_bytes_that_are_no_rows_of_whole_blocks_are_refused(tmp_path: Path, shap
 
 def test_a_file_is_no_model_folder(llama_model: Path) -> None:
     file = llama_model / "model.safetensors"
-    assert refusal(file) == f"{file}: is a file; give the folder with config.json and the safetensors files"
+    way_out = "give one, or the folder with config.json and the safetensors files"
+    assert refusal(file) == f"{file}: is no GGUF file; {way_out}"
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "none") == f"{tmp_path / 'none'}: no such folder"
+    assert refusal(tmp_path / "none") == f"{tmp_path / 'none'}: no such folder or file"
 
 
 def test_a_damaged_file_is_refused_with_its_name(llama_model: Path, tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 import quantlab
-from quantlab.checkpoint.source import local_folder
+from quantlab.checkpoint.source import local_model
 from quantlab.errors import InputError
 
 
 def refusal(model: str | Path) -> str:
     with pytest.raises(InputError) as caught:
-        local_folder(model)
+        local_model(model)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -30,10 +30,10 @@ def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert local_folder(tmp_path) == local_folder(str(tmp_path)) == tmp_path
-    assert local_folder("org/name") == Path("org/name")
-    assert local_folder("org/name/") == Path("org/name")
-    assert local_folder("~/org/name") == tmp_path / "org" / "name"
+    assert local_model(tmp_path) == local_model(str(tmp_path)) == tmp_path
+    assert local_model("org/name") == Path("org/name")
+    assert local_model("org/name/") == Path("org/name")
+    assert local_model("~/org/name") == tmp_path / "org" / "name"
 
 
 @pytest.mark.parametrize("model", ["none", "./org/name", "/nowhere/model", "a/b/c", "org/", "~nobody-of-that-name/x"])
@@ -41,18 +41,19 @@ def test_what_is_neither_folder_nor_hub_id_is_no_such_folder(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert refusal(model) == f"{model}: no such folder"
+    assert refusal(model) == f"{model}: no such folder or file"
 
 
 def test_an_empty_name_is_refused() -> None:
     """To the system it is the current folder, to us a variable of the shell that was not set."""
-    assert refusal("") == "the model's name is empty; give a folder or a hub id"
+    assert refusal("") == "the model's name is empty; give a folder, a GGUF file or a hub id"
 
 
 def test_a_file_is_refused_with_the_way_out(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.touch()
-    assert refusal(file) == f"{file}: is a file; give the folder with config.json and the safetensors files"
+    way_out = "give one, or the folder with config.json and the safetensors files"
+    assert refusal(file) == f"{file}: is no GGUF file; {way_out}"
 
 
 @pytest.mark.parametrize(

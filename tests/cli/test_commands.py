@@ -296,8 +296,8 @@ def test_pretrain_reports_its_run(run: Callable[..., Outcome], prose: Path, tmp_
         (["generate", "model", "-p", "a", "--engine", "steam"], "--engine steam: choose one of: auto, torch"),
         (["perplexity", "model", "text", "-t", "0"], "--threads 0: at least 1 is needed"),
         (["generate", "model", "-p", "a\udcff"], "--prompt is not UTF-8 text"),
-        (["inspect", "no/such/folder"], "no/such/folder: no such folder"),
-        (["inspect", "nothing-here"], "nothing-here: no such folder"),
+        (["inspect", "no/such/folder"], "no/such/folder: no such folder or file"),
+        (["inspect", "nothing-here"], "nothing-here: no such folder or file"),
         (["inspect", "nobody/nothing"], "nobody/nothing: no such folder here, and the hub did not give it"),
         (["pretrain", "absent.yaml", "data", "out"], "absent.yaml: cannot be read: No such file or directory"),
     ],
@@ -571,4 +571,4 @@ def test_errors_of_the_installed_command(tmp_path: Path) -> None:
     done = quantlab_process("inspect", tmp_path / "absent")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == f"quantlab: {tmp_path / 'absent'}: no such folder\n"
+    assert done.stderr == f"quantlab: {tmp_path / 'absent'}: no such folder or file\n"

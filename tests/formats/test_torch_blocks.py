@@ -19,7 +19,7 @@ from quantlab.formats import FORMATS, PackedTensor, arithmetic, format_named
 from quantlab.formats.arithmetic import dequantize_torch, quantize_torch
 
 every_format = pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
-every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 every_device = pytest.mark.parametrize("device", DEVICES)
 
@@ -300,12 +300,48 @@ def test_strided_weights_and_blocks_count_by_value(format, view):
 
 @every_format
 @pytest.mark.parametrize("chunk", [1, 3 * 96, 4 * 96 - 1, 10 * 96])
-def test_a_tensor_larger_than_a_chunk_has_the_same_bytes(format, chunk, monkeypatch):
-    """Large tensors are packed some rows at a time: one, three, three and all ten here."""
-    weights = torch.from_numpy(heavy_tailed(np.random.default_rng(0))[:10, :96])
-    whole = format.quantize(weights).blocks
+@pytest.mark.parametrize(
+    "weights",
+    [
+        pytest.param(lambda weights: weights.to(torch.float64), id="float64"),
+        pytest.param(lambda weights: weights.to(torch.bfloat16).T.contiguous().T, id="transposed"),
+    ],
+)
+def test_what_must_be_converted_or_gathered_goes_some_rows_at_a_time(format, chunk, weights, monkeypatch):
+    """One, three, three and all ten rows here."""
+    rows = weights(torch.from_numpy(heavy_tailed(np.random.default_rng(0))[:10, :96]))
     monkeypatch.setattr(arithmetic, "CHUNK_ELEMENTS", chunk)
-    assert torch.equal(format.quantize(weights).blocks, whole)
+    expected = gguf_blocks(rows.to(torch.float32).contiguous().numpy(), format)
+    np.testing.assert_array_equal(format.quantize(rows).blocks.numpy(), expected)
+
+
+@every_format
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_torchs_number_of_threads_changes_no_byte(format, threads):
+    weights = torch.from_numpy(np.random.default_rng(0).standard_normal((243, 2048), dtype=np.float32))
+    blocks = gguf_blocks(weights.numpy(), format)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        packed = format.quantize(weights)
+        np.testing.assert_array_equal(packed.blocks.numpy(), blocks)
+        np.testing.assert_array_equal(packed.dequantize().numpy(), gguf_weights(blocks, format))
+    finally:
+        torch.set_num_threads(before)
+
+
+@every_format
+def test_subnormals_count_even_where_torch_flushes_them(format):
+    weights = torch.from_numpy(float_denormal(np.random.default_rng(0)))
+    expected = native_blocks(weights.numpy(), format)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor flushes no subnormals")
+    try:
+        blocks = format.quantize(weights).blocks
+        assert float(torch.tensor(2.0**-149) + torch.tensor(2.0**-149)) == 0  # flushed still, as torch was told
+    finally:
+        torch.set_flush_denormal(False)
+    np.testing.assert_array_equal(blocks.numpy(), expected)
 
 
 def test_quantize_leaves_the_weights_alone():
@@ -350,10 +386,11 @@ def test_gradients_pass_straight_through_fake_quantize(format, dtype):
 
 
 @every_format
+@every_dtype
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_weight_that_is_not_finite_is_named_by_tensor_row_and_column(format, value, monkeypatch):
+def test_a_weight_that_is_not_finite_is_named_by_tensor_row_and_column(format, dtype, value, monkeypatch):
     monkeypatch.setattr(arithmetic, "CHUNK_ELEMENTS", 2 * 64)  # the row is not in the first chunk
-    weights = torch.zeros(6, 64)
+    weights = torch.zeros(6, 64, dtype=dtype)
     weights[5, 40] = value
     with pytest.raises(InputError, match=f"^layer.weight: row 5, column 40 is {value}; the checkpoint is damaged$"):
         format.quantize(weights, "layer.weight")
@@ -371,16 +408,18 @@ def test_the_largest_scale_that_fp16_holds_is_packed(format):
 
 
 @every_format
-def test_a_scale_that_overflows_fp16_is_named_by_tensor_row_and_columns(format, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)  # fp16 reaches no such scale
+def test_a_scale_that_overflows_fp16_is_named_by_tensor_row_and_columns(format, dtype, monkeypatch):
     monkeypatch.setattr(arithmetic, "CHUNK_ELEMENTS", 2 * 64)
-    weights = torch.zeros(6, 64)
-    weights[3, 40] = 65520 * STEPS[format.name]
-    message = (
-        f"^layer.weight: row 3, columns 32 to 63: the {format.name} scale overflows fp16 "
-        rf"\(weights reach {65520 * STEPS[format.name]:g}\); leave this tensor unquantized$".replace("+", r"\+")
-    )
-    with pytest.raises(InputError, match=message):
+    weights = torch.zeros(6, 64, dtype=dtype)
+    weights[3, 40] = 65536 * STEPS[format.name]
+    weights[3, 41] = -1
+    with pytest.raises(InputError) as error:
         format.quantize(weights, "layer.weight")
+    assert str(error.value) == (
+        f"layer.weight: row 3, columns 32 to 63: the {format.name} scale overflows fp16 "
+        f"(weights reach {float(weights[3, 40]):g}); leave this tensor unquantized"
+    )
 
 
 @pytest.mark.parametrize("name", ["q4_1", "q5_1"])

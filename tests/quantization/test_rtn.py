@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from quantlab.errors import InputError
-from quantlab.formats import FORMATS, PackedTensor
-from quantlab.quantization.rtn import relative_error, round_to_nearest
+from quantlab.formats import FORMATS, PackedTensor, arithmetic
+from quantlab.quantization.rtn import relative_error, round_and_measure, round_to_nearest
 
 every_format = pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
 
@@ -68,6 +68,33 @@ def test_relative_error_is_that_of_numpy_in_double_precision(format, dtype):
     decoded = gguf.quants.dequantize(packed.blocks.numpy(), gguf.GGMLQuantizationType(format.ggml_type))
     expected = np.linalg.norm(decoded - original) / np.linalg.norm(original)
     assert relative_error(weight, packed) == pytest.approx(expected, rel=1e-6)
+
+
+@every_format
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_one_pass_gives_the_same_blocks_and_their_error(format, dtype):
+    weight = gaussian(40, 96).to(dtype)
+    packed, error = round_and_measure(weight, format, "w")
+    expected = round_to_nearest(weight, format, "w")
+    assert packed.format is format
+    assert torch.equal(packed.blocks, expected.blocks)
+    assert error == pytest.approx(relative_error(weight, expected), rel=1e-6)
+
+
+def test_one_pass_over_a_strided_weight_in_several_chunks_has_the_same_error(monkeypatch):
+    weight = gaussian(96, 40).T
+    expected = round_and_measure(weight.contiguous(), FORMATS["q4_1"], "w")[1]
+    monkeypatch.setattr(arithmetic, "CHUNK_ELEMENTS", 7 * 96)
+    assert round_and_measure(weight, FORMATS["q4_1"], "w")[1] == expected
+
+
+def test_what_one_pass_cannot_pack_is_named():
+    weight = gaussian(3, 64)
+    with pytest.raises(InputError, match=r"^w: shape \[3, 40\] cannot be packed as q4_1"):
+        round_and_measure(weight[:, :40], FORMATS["q4_1"], "w")
+    weight[2, 1] = float("inf")
+    with pytest.raises(InputError, match=r"^w: row 2, column 1 is inf"):
+        round_and_measure(weight, FORMATS["q4_1"], "w")
 
 
 def test_a_tensor_measured_in_several_chunks_has_the_same_error():

@@ -137,7 +137,7 @@ def test_weights_are_fp16_and_the_config_says_so(run: Run) -> None:
     weights = stored(run.out)
     assert {weight.dtype for weight in weights.values()} == {torch.float16}
     assert "lm_head.weight" not in weights
-    config = json.loads((run.out / "config.json").read_text())
+    config = json.loads((run.out / "checksums.json", "config.json").read_text())
     assert config["dtype"] == "float16"
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert {name: config[name] for name in RECIPE["model"]} == RECIPE["model"]

@@ -1,46 +1,93 @@
 // The Python module `_core`: checks numpy arrays and hands them to the block conversions without the interpreter lock.
-#include "blocks.h"
+#include "matrices.h"
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
-#include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <cstdlib>
+#include <optional>
 #include <string>
-#include <utility>
 
 namespace nb = nanobind;
 
 namespace {
 
-using Weights = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Bytes = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using InBytes = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using OutBytes = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+// A row's two sums, as RowSums holds them.
+using OutSums = nb::ndarray<double, nb::shape<-1, 2>, nb::c_contig, nb::device::cpu>;
 
-template <typename Scalar>
-using Matrix = nb::ndarray<nb::numpy, Scalar, nb::ndim<2>>;
+static_assert(sizeof(quantlab::RowSums) == 2 * sizeof(double));
 
 [[noreturn]] void fail(const std::string& message) { throw nb::value_error(message.c_str()); }
+
+template <typename Names>
+std::string listed(const Names& names) {
+    std::string list;
+    for (const auto& name : names) {
+        list += (list.empty() ? "" : ", ") + std::string(name);
+    }
+    return list;
+}
 
 const quantlab::BlockFormat& known_format(const std::string& name) {
     if (const quantlab::BlockFormat* format = quantlab::find_block_format(name)) {
         return *format;
     }
-    std::string known;
+    std::string names[quantlab::format_count];
     for (const quantlab::BlockFormat& format : quantlab::block_formats()) {
-        known += (known.empty() ? "" : ", ") + std::string(format.name);
+        names[format.index] = format.name;
     }
-    fail("unknown block format '" + name + "'; expected one of " + known);
+    fail("unknown block format '" + name + "'; expected one of " + listed(names));
+}
+
+quantlab::Element known_element(const std::string& name) {
+    for (std::int32_t i = 0; i < quantlab::element_count; ++i) {
+        if (quantlab::element_names[i] == name) {
+            return static_cast<quantlab::Element>(i);
+        }
+    }
+    fail("unknown element type '" + name + "'; expected one of " + listed(quantlab::element_names));
+}
+
+// The variable comes from the user, so the error is the one that commands print.
+[[noreturn]] void fail_for_user(const std::string& message) {
+    const nb::object type = nb::module_::import_("quantlab.errors").attr("InputError");
+    PyErr_SetString(type.ptr(), message.c_str());
+    throw nb::python_error();
+}
+
+const quantlab::Kernel& kernel() {
+    if (const quantlab::Kernel* chosen = quantlab::chosen_kernel()) {
+        return *chosen;
+    }
+    const std::string forced = std::getenv(quantlab::kernel_variable);
+    const bool is_known = forced == "avx2";
+    fail_for_user(std::string(quantlab::kernel_variable) + "=" + forced + ": " +
+                  (is_known ? "this processor or build has no AVX2 and F16C" : "there is no such kernel") +
+                  "; set it to scalar" + (is_known ? "" : " or avx2") + ", or unset it");
 }
 
 // How many times `unit` goes into `size`, which must be whole.
-std::size_t whole_units(const std::string& subject, std::size_t size, const char* measure, std::size_t unit) {
+std::int64_t whole_units(const std::string& subject, std::int64_t size, const char* measure, std::int64_t unit) {
     if (size % unit != 0) {
         fail(subject + " have " + std::to_string(size) + " " + measure + "; expected a multiple of " +
              std::to_string(unit) + ", those of one block");
     }
     return size / unit;
+}
+
+std::int64_t row_bytes(const std::string& name, std::int64_t columns) {
+    const quantlab::BlockFormat& format = known_format(name);
+    return whole_units(name + " weights", columns, "columns", quantlab::weights_per_block) * format.block_bytes;
+}
+
+std::int64_t columns(const std::string& name, std::int64_t row_bytes) {
+    const quantlab::BlockFormat& format = known_format(name);
+    return whole_units(name + " blocks", row_bytes, "bytes a row", format.block_bytes) * quantlab::weights_per_block;
 }
 
 void check_levels(const quantlab::BlockFormat& format, std::int64_t levels) {
@@ -50,47 +97,81 @@ void check_levels(const quantlab::BlockFormat& format, std::int64_t levels) {
     }
 }
 
-// A new numpy array that owns `values`.
-template <typename Scalar>
-Matrix<Scalar> matrix(std::unique_ptr<Scalar[]> values, std::size_t rows, std::size_t columns) {
-    nb::capsule owner(values.get(), [](void* memory) noexcept { delete[] static_cast<Scalar*>(memory); });
-    return Matrix<Scalar>(values.release(), {rows, columns}, owner);
+constexpr int most_threads = 1024;
+
+int checked_threads(std::int64_t threads) {
+    if (threads < 1) {
+        fail("cannot use " + std::to_string(threads) + " threads; expected at least 1");
+    }
+    return static_cast<int>(threads < most_threads ? threads : most_threads);
 }
 
-Matrix<std::uint8_t> quantize(const std::string& name, const Weights& weights, std::int64_t levels) {
+template <typename Array>
+void check_shape(const char* subject, const Array& array, std::int64_t rows, std::int64_t width) {
+    const auto held_rows = static_cast<std::int64_t>(array.shape(0));
+    const auto held_width = static_cast<std::int64_t>(array.shape(1));
+    if (held_rows != rows || held_width != width) {
+        fail(std::string(subject) + " has shape [" + std::to_string(held_rows) + ", " + std::to_string(held_width) +
+             "]; expected [" + std::to_string(rows) + ", " + std::to_string(width) + "]");
+    }
+}
+
+nb::object as_tuple(const std::optional<quantlab::Position>& position) {
+    if (!position) {
+        return nb::none();
+    }
+    return nb::make_tuple(position->row, position->index);
+}
+
+nb::tuple quantize(const std::string& name, const std::string& element_name, const InBytes& weights,
+                   std::int64_t levels, std::int64_t threads, const OutBytes& out,
+                   const std::optional<OutSums>& sums) {
     const quantlab::BlockFormat& format = known_format(name);
-    const std::size_t rows = weights.shape(0);
-    const std::size_t row_blocks =
-        whole_units(name + " weights", weights.shape(1), "columns", quantlab::weights_per_block);
+    const quantlab::Element element = known_element(element_name);
+    const auto width = static_cast<std::int64_t>(weights.shape(1));
+    const quantlab::MatrixShape shape{
+        static_cast<std::int64_t>(weights.shape(0)),
+        whole_units(element_name + " weights", width, "bytes a row", quantlab::element_bytes(element))};
+    check_shape("out", out, shape.rows, row_bytes(name, shape.columns));
     check_levels(format, levels);
-    const std::size_t row_bytes = row_blocks * static_cast<std::size_t>(format.block_bytes);
-    std::unique_ptr<std::uint8_t[]> bytes(new std::uint8_t[rows * row_bytes]);
+    if (sums) {
+        check_shape("sums", *sums, shape.rows, 2);
+    }
+    auto* row_sums = sums ? reinterpret_cast<quantlab::RowSums*>(sums->data()) : nullptr;
+    const quantlab::Kernel& chosen = kernel();
+    const int most = checked_threads(threads);
+    quantlab::Faults faults;
     {
         nb::gil_scoped_release unlocked;
-        format.quantize(weights.data(), static_cast<std::int64_t>(rows * row_blocks),
-                        static_cast<std::int32_t>(levels), bytes.get());
+        faults = quantlab::quantize_matrix(chosen, format, element, weights.data(), shape,
+                                           static_cast<std::int32_t>(levels), most, out.data(), row_sums);
     }
-    return matrix(std::move(bytes), rows, row_bytes);
+    return nb::make_tuple(as_tuple(faults.not_finite), as_tuple(faults.overflow));
 }
 
-Matrix<float> dequantize(const std::string& name, const Bytes& blocks) {
+void dequantize(const std::string& name, const std::string& element_name, const InBytes& blocks, std::int64_t threads,
+                const OutBytes& out) {
     const quantlab::BlockFormat& format = known_format(name);
-    const std::size_t rows = blocks.shape(0);
-    const std::size_t row_blocks = whole_units(name + " blocks", blocks.shape(1), "bytes a row",
-                                               static_cast<std::size_t>(format.block_bytes));
-    const std::size_t columns = row_blocks * quantlab::weights_per_block;
-    std::unique_ptr<float[]> weights(new float[rows * columns]);
-    {
-        nb::gil_scoped_release unlocked;
-        format.dequantize(blocks.data(), static_cast<std::int64_t>(rows * row_blocks), weights.get());
-    }
-    return matrix(std::move(weights), rows, columns);
+    const quantlab::Element element = known_element(element_name);
+    const quantlab::MatrixShape shape{static_cast<std::int64_t>(blocks.shape(0)),
+                                      columns(name, static_cast<std::int64_t>(blocks.shape(1)))};
+    check_shape("out", out, shape.rows, shape.columns * quantlab::element_bytes(element));
+    const quantlab::Kernel& chosen = kernel();
+    const int most = checked_threads(threads);
+    nb::gil_scoped_release unlocked;
+    quantlab::dequantize_matrix(chosen, format, element, blocks.data(), shape, most, out.data());
 }
 
 }  // namespace
 
 NB_MODULE(_core, module) {
     // noconvert: an array of another type or layout is an error, not a silent copy.
-    module.def("quantize", &quantize, nb::arg("format"), nb::arg("weights").noconvert(), nb::arg("levels"));
-    module.def("dequantize", &dequantize, nb::arg("format"), nb::arg("blocks").noconvert());
+    module.def("quantize", &quantize, nb::arg("format"), nb::arg("element"), nb::arg("weights").noconvert(),
+               nb::arg("levels"), nb::arg("threads"), nb::arg("out").noconvert(),
+               nb::arg("sums").noconvert().none());
+    module.def("dequantize", &dequantize, nb::arg("format"), nb::arg("element"), nb::arg("blocks").noconvert(),
+               nb::arg("threads"), nb::arg("out").noconvert());
+    module.def("row_bytes", &row_bytes, nb::arg("format"), nb::arg("columns"));
+    module.def("columns", &columns, nb::arg("format"), nb::arg("row_bytes"));
+    module.def("cpu_kernel", [] { return std::string(kernel().name); });
 }

@@ -4,8 +4,7 @@
 // Python package gguf. All arithmetic is fp32, one rounding an operation: no contraction into fused multiply-adds, no
 // flushing of subnormals, or codes on a tie and the last bit of decoded weights would differ between builds.
 //
-// Weights are expected to be finite. NaN and infinity are safe (no undefined behaviour) but what they encode to is
-// not promised.
+// A block with a weight that is NaN or infinite is written as scale NaN and zeros: it decodes to NaN wherever it goes.
 #pragma once
 
 #include <bit>
@@ -21,8 +20,9 @@ inline constexpr std::int32_t weights_per_block = 32;
 
 // Scales and minima are IEEE half-precision bits. In the 4- and 5-bit formats byte j of `nibbles` holds the low four
 // bits of weight j (low nibble) and of weight j + 16 (high nibble); bit j of `high_bits`, read as a little-endian
-// 32-bit number, is the fifth bit of weight j.
+// 32-bit number, is the fifth bit of weight j. `zero_code` is the stored code of weight zero: half the levels.
 struct BlockQ4_0 {
+    static constexpr std::int32_t zero_code = 8;
     std::uint16_t scale;
     std::uint8_t nibbles[16];
 };
@@ -34,6 +34,7 @@ struct BlockQ4_1 {
 };
 
 struct BlockQ5_0 {
+    static constexpr std::int32_t zero_code = 16;
     std::uint16_t scale;
     std::uint8_t high_bits[4];
     std::uint8_t nibbles[16];
@@ -57,25 +58,30 @@ static_assert(sizeof(BlockQ5_0) == 22);
 static_assert(sizeof(BlockQ5_1) == 24);
 static_assert(sizeof(BlockQ8_0) == 34);
 
-// One format: its sizes and its two conversions over `blocks` consecutive blocks, at any alignment of the bytes.
-// `levels` is the number of codes in use, fewest_levels to most_levels; most_levels is the format's own.
+// The three ways a block stores its weights: scale * code + minimum, scale * (code - zero_code), scale * signed code.
+template <typename Block>
+concept Affine = requires(Block block) { block.minimum; };
+template <typename Block>
+concept Symmetric = requires { Block::zero_code; };
+template <typename Block>
+concept HasHighBits = requires(Block block) { block.high_bits; };
+
+// One format. `index` is its place in `block_formats`; `header_halves` counts the scale and, if any, the minimum.
+// `levels` in use may be fewest_levels to most_levels; most_levels is the format's own number.
 struct BlockFormat {
+    std::int32_t index;
     std::string_view name;
     std::int32_t block_bytes;
+    std::int32_t header_halves;
     std::int32_t fewest_levels;
     std::int32_t most_levels;
-    void (*quantize)(const float* weights, std::int64_t blocks, std::int32_t levels, std::uint8_t* bytes);
-    void (*dequantize)(const std::uint8_t* bytes, std::int64_t blocks, float* weights);
 };
 
-std::span<const BlockFormat> block_formats();
+inline constexpr std::int32_t format_count = 5;
+
+std::span<const BlockFormat, format_count> block_formats();
 
 // The format of that name (lower case, such as "q4_0"), or nullptr.
 const BlockFormat* find_block_format(std::string_view name);
-
-// Nearest half-precision number, ties to even; beyond the largest, infinity.
-std::uint16_t half_from_float(float value);
-
-float float_from_half(std::uint16_t half);
 
 }  // namespace quantlab

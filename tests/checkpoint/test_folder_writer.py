@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from quantlab.checkpoint import CheckpointWriter, TensorEntry, open_checkpoint
+from quantlab.checkpoint import TensorEntry, open_checkpoint
+from quantlab.checkpoint.folder_writer import FolderWriter
 from quantlab.checkpoint.tensors import DTYPE_BYTES
 from quantlab.errors import InputError
 from quantlab.formats import FORMATS
@@ -43,7 +44,7 @@ def plan(tensors: dict[str, torch.Tensor]) -> list[TensorEntry]:
 
 
 def write(folder: Path, tensors: dict[str, torch.Tensor], **options: object) -> None:
-    with CheckpointWriter(folder, plan(tensors), LLAMA, **options) as writer:
+    with FolderWriter(folder, plan(tensors), LLAMA, **options) as writer:
         for name, tensor in tensors.items():
             writer.write(name, tensor)
 
@@ -67,11 +68,15 @@ def logits(folder: Path) -> torch.Tensor:
 @pytest.mark.parametrize("order", [sorted(TENSORS), sorted(TENSORS, reverse=True)], ids=["forwards", "backwards"])
 def test_the_library_reads_the_tensors_whatever_the_order_of_writing(tmp_path: Path, order: list[str]) -> None:
     """Every element type, scalars, tensors without elements, and views that are not contiguous."""
-    with CheckpointWriter(tmp_path / "out", plan(TENSORS), LLAMA) as writer:
+    with FolderWriter(tmp_path / "out", plan(TENSORS), LLAMA) as writer:
         for name in order:
             writer.write(name, TENSORS[name])
     assert_equal(load_file(tmp_path / "out" / "model.safetensors"), TENSORS)
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "checksums.json",
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 def test_the_file_is_laid_out_as_the_library_does_it(tmp_path: Path) -> None:
@@ -95,7 +100,7 @@ def test_config_and_further_files_are_written(tmp_path: Path, llama_model: Path)
     (tmp_path / "source" / "chat_template.jinja").write_text("{{ messages }}")
     (tmp_path / "source" / "modeling_custom.py").write_text("raise SystemExit")
     config = {**LLAMA, "hidden_size": 64, "note": "caf\u00e9"}
-    with CheckpointWriter(tmp_path / "out", [], config) as writer:
+    with FolderWriter(tmp_path / "out", [], config) as writer:
         writer.copy_companions(tmp_path / "source")
         writer.add_file("README.md", b"# A card\n")
     out = tmp_path / "out"
@@ -112,7 +117,7 @@ def test_shards_are_what_transformers_reads(float_model: Path, tmp_path: Path) -
     """No shard is larger than asked unless one tensor is; the index names each tensor's file and the size of all."""
     source = open_checkpoint(float_model)
     entries = [source.entry(name) for name in source.names]
-    with CheckpointWriter(tmp_path / "out", entries, source.config, max_shard_bytes=100_000) as writer:
+    with FolderWriter(tmp_path / "out", entries, source.config, max_shard_bytes=100_000) as writer:
         for name in source.names:
             writer.copy(name, source)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
@@ -131,7 +136,11 @@ def test_one_shard_needs_no_index(tmp_path: Path) -> None:
     tensors = {"a": torch.ones(10), "b": torch.ones(15)}
     write(tmp_path / "one", tensors, max_shard_bytes=100)
     write(tmp_path / "two", tensors, max_shard_bytes=99)
-    assert sorted(f.name for f in (tmp_path / "one").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(f.name for f in (tmp_path / "one").iterdir()) == [
+        "checksums.json",
+        "config.json",
+        "model.safetensors",
+    ]
     assert_equal(load_file(tmp_path / "one" / "model.safetensors"), tensors)
     assert_equal(load_file(tmp_path / "two" / "model-00001-of-00002.safetensors"), {"a": tensors["a"]})
     assert_equal(load_file(tmp_path / "two" / "model-00002-of-00002.safetensors"), {"b": tensors["b"]})
@@ -142,21 +151,11 @@ def test_linear_weights_are_turned_back_for_gpt2(make_model, tmp_path: Path) -> 
     source_folder = make_model(tmp_path / "source", "gpt2")
     source = open_checkpoint(source_folder)
     entries = [source.entry(name) for name in source.names]
-    with CheckpointWriter(tmp_path / "out", entries, source.config) as writer:
+    with FolderWriter(tmp_path / "out", entries, source.config) as writer:
         for name in source.names:
             writer.write(name, source.read(name))
     assert_equal(load_file(tmp_path / "out" / "model.safetensors"), load_file(source_folder / "model.safetensors"))
     assert torch.equal(logits(tmp_path / "out"), logits(source_folder))
-
-
-def test_write_stored_turns_nothing(tmp_path: Path) -> None:
-    """For weights that lie as in the file already."""
-    name = "transformer.h.0.attn.c_attn.weight"
-    weight = torch.arange(12.0).reshape(2, 6)
-    with CheckpointWriter(tmp_path / "out", plan({name: weight}), {"model_type": "gpt2"}) as writer:
-        writer.write_stored(name, weight)
-    assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")[name], weight)
-    assert torch.equal(open_checkpoint(tmp_path / "out").read(name), weight.T)
 
 
 def test_blocks_are_written_as_they_are(tmp_path: Path) -> None:
@@ -164,7 +163,7 @@ def test_blocks_are_written_as_they_are(tmp_path: Path) -> None:
     packed = FORMATS["q4_1"].quantize(torch.randn(4, 64, generator=torch.Generator().manual_seed(0)))
     rules = {"quant_method": "quantlab", "rules_version": 1, "rules": [["*", "q4_1"]]}
     config = {**LLAMA, "quantization_config": rules}
-    with CheckpointWriter(tmp_path / "out", [TensorEntry("lm_head.weight", "U8", (4, 40))], config) as writer:
+    with FolderWriter(tmp_path / "out", [TensorEntry("lm_head.weight", "U8", (4, 40))], config) as writer:
         writer.write_packed("lm_head.weight", packed)
     assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"], packed.blocks)
     read = open_checkpoint(tmp_path / "out").read_packed("lm_head.weight")
@@ -187,13 +186,13 @@ def test_a_tensor_that_is_not_as_planned_is_an_error(tmp_path: Path, name: str, 
 
 
 def write_one(folder: Path, name: str, tensor: torch.Tensor, times: int = 1) -> None:
-    with CheckpointWriter(folder, [TensorEntry("a", "F32", (2,))], LLAMA) as writer:
+    with FolderWriter(folder, [TensorEntry("a", "F32", (2,))], LLAMA) as writer:
         for _ in range(times):
             writer.write(name, tensor)
 
 
 def test_a_tensor_that_was_never_planned_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(KeyError, match="b"):
+    with pytest.raises(AssertionError, match="b: not planned"):
         write_one(tmp_path / "out", "b", torch.ones(2))
     assert list(tmp_path.iterdir()) == []
 
@@ -210,7 +209,7 @@ def test_a_copy_of_another_size_than_planned_is_an_error(llama_model: Path, tmp_
     entries = [TensorEntry("model.norm.weight", "F32", (63,)), TensorEntry("b", "F32", (4,))]
     with (
         pytest.raises(AssertionError, match=r"model\.norm\.weight: not as planned"),
-        CheckpointWriter(tmp_path / "out", entries, LLAMA) as writer,
+        FolderWriter(tmp_path / "out", entries, LLAMA) as writer,
     ):
         writer.copy("model.norm.weight", source)
     assert list(tmp_path.iterdir()) == []
@@ -221,7 +220,7 @@ def test_a_planned_tensor_that_is_missing_is_an_error(tmp_path: Path) -> None:
     entries = [TensorEntry(name, "F32", (2,)) for name in ("a", "b", "c")]
     with (
         pytest.raises(AssertionError, match="planned but never written: b, c"),
-        CheckpointWriter(tmp_path / "out", entries, LLAMA) as writer,
+        FolderWriter(tmp_path / "out", entries, LLAMA) as writer,
     ):
         writer.write("a", torch.ones(2))
     assert list(tmp_path.iterdir()) == []
@@ -241,7 +240,7 @@ def test_an_exception_leaves_the_old_folder_and_nothing_beside_it(tmp_path: Path
     before = contents(tmp_path)
 
     def write_and_fail() -> None:
-        with CheckpointWriter(tmp_path / "out", plan(TENSORS), LLAMA, replace=True) as writer:
+        with FolderWriter(tmp_path / "out", plan(TENSORS), LLAMA, replace=True) as writer:
             writer.write("matrix", TENSORS["matrix"])
             raise error
 
@@ -255,7 +254,7 @@ def test_the_old_folder_stays_until_the_block_ends(tmp_path: Path) -> None:
     """Readers see the old content, then the new one."""
     write(tmp_path / "out", {"a": torch.ones(4)})
     before = contents(tmp_path / "out")
-    with CheckpointWriter(tmp_path / "out", plan({"b": torch.ones(2)}), LLAMA, replace=True) as writer:
+    with FolderWriter(tmp_path / "out", plan({"b": torch.ones(2)}), LLAMA, replace=True) as writer:
         writer.write("b", torch.ones(2))
         assert contents(tmp_path / "out") == before
     assert_equal(load_file(tmp_path / "out" / "model.safetensors"), {"b": torch.ones(2)})
@@ -267,8 +266,12 @@ def test_replace_swaps_whole_folders(tmp_path: Path) -> None:
     (tmp_path / "out" / "old").mkdir()
     (tmp_path / "out" / "old" / "notes.txt").write_text("old")
     write(tmp_path / "out", {"c": torch.ones(4)}, replace=True)
-    assert set(contents(tmp_path)) == {"out/config.json", "out/model.safetensors"}
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    assert set(contents(tmp_path)) == {"out/checksums.json", "out/config.json", "out/model.safetensors"}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "checksums.json",
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 def test_an_existing_folder_is_refused_without_replace(tmp_path: Path) -> None:
@@ -283,7 +286,7 @@ def test_more_than_the_disk_holds_is_refused_at_the_start(tmp_path: Path) -> Non
     """One line that says how much is needed and how much there is."""
     entries = [TensorEntry("a", "F32", (1 << 60,))]
     message = f"{tmp_path / 'out'}: needs 4611686018\\.43 GB, and the disk has [0-9.]+ GB free"
-    with pytest.raises(InputError, match=message), CheckpointWriter(tmp_path / "out", entries, LLAMA):
+    with pytest.raises(InputError, match=message), FolderWriter(tmp_path / "out", entries, LLAMA):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -320,5 +323,5 @@ def test_a_write_that_the_system_cuts_short_goes_on(tmp_path: Path, monkeypatch:
 
 def test_an_unknown_family_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="model_type 'bert' is not supported"):
-        CheckpointWriter(tmp_path / "out", [], {"model_type": "bert"})
+        FolderWriter(tmp_path / "out", [], {"model_type": "bert"})
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,84 @@
+// The conversions of one row, in one variant for each instruction set, and the choice among them.
+//
+// The portable variant is the specification. Every other gives the same bytes and the same sums to the last bit for
+// every input; only the payload of a NaN that a block of infinite or NaN scale decodes to is left open.
+#pragma once
+
+#include "blocks.h"
+#include "numbers.h"
+
+#include <cstdint>
+#include <string_view>
+
+namespace quantlab {
+
+// Of one row: the squares of (decoded weight - weight), each difference rounded to fp32, and of the weights. Squares
+// are exact in double precision. Eight lanes add them, lane l those of columns l, l + 8, l + 16 ...; the lanes are
+// then added as `folded` does, so that the sums depend on nothing but the row.
+struct RowSums {
+    double squared_errors;
+    double squared_weights;
+};
+
+inline constexpr std::int32_t sum_lanes = 8;
+
+inline double folded(const double (&lanes)[sum_lanes]) {
+    const double even = (lanes[0] + lanes[4]) + (lanes[2] + lanes[6]);
+    const double odd = (lanes[1] + lanes[5]) + (lanes[3] + lanes[7]);
+    return even + odd;
+}
+
+// Encodes `blocks` consecutive blocks, at any alignment of weights and bytes. `sums` may be null. Returns whether all
+// weights are finite and all scales and minima are within half precision.
+using QuantizeRow = bool (*)(const std::uint8_t* weights, std::int64_t blocks, std::int32_t levels,
+                             std::uint8_t* bytes, RowSums* sums);
+
+// Decodes `blocks` consecutive blocks in fp32 and rounds to the element type, to nearest with ties to even.
+using DequantizeRow = void (*)(const std::uint8_t* bytes, std::int64_t blocks, std::uint8_t* weights);
+
+// By a format's index and an element type.
+struct Kernel {
+    std::string_view name;
+    QuantizeRow quantize[format_count][element_count];
+    DequantizeRow dequantize[format_count][element_count];
+};
+
+// Fills a kernel from templates `Rows::quantize<Block, element>` and `Rows::dequantize<Block, element>`.
+template <typename Rows>
+struct KernelTable {
+    template <typename Block>
+    static constexpr void fill(Kernel& kernel, std::int32_t format) {
+        fill<Block, Element::f32>(kernel, format);
+        fill<Block, Element::f16>(kernel, format);
+        fill<Block, Element::bf16>(kernel, format);
+    }
+
+    template <typename Block, Element element>
+    static constexpr void fill(Kernel& kernel, std::int32_t format) {
+        kernel.quantize[format][static_cast<std::int32_t>(element)] = Rows::template quantize<Block, element>;
+        kernel.dequantize[format][static_cast<std::int32_t>(element)] = Rows::template dequantize<Block, element>;
+    }
+
+    static constexpr Kernel named(std::string_view name) {
+        Kernel kernel{name, {}, {}};
+        fill<BlockQ4_0>(kernel, 0);
+        fill<BlockQ4_1>(kernel, 1);
+        fill<BlockQ5_0>(kernel, 2);
+        fill<BlockQ5_1>(kernel, 3);
+        fill<BlockQ8_0>(kernel, 4);
+        return kernel;
+    }
+};
+
+const Kernel& portable_kernel();
+
+// The variant for x86 processors with AVX2 and F16C; nullptr where this build or this processor has none.
+const Kernel* avx2_kernel();
+
+// The environment variable that forces a variant: "scalar" or "avx2".
+inline constexpr const char* kernel_variable = "QUANTLAB_CPU_KERNEL";
+
+// The fastest variant this processor can run, or the forced one; nullptr if that is unknown or cannot run here.
+const Kernel* chosen_kernel();
+
+}  // namespace quantlab
