@@ -36,7 +36,7 @@ class TorchFile:
         except pickle.UnpicklingError:  # torch's message advises to run whatever the file holds
             raise InputError(f"{path}: damaged, or holds more than tensors, which could run code; {WAY_OUT}") from None
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = " ".join([f"{type(error).__name__}:", *str(error).splitlines()[:1]])
             raise InputError(f"{path}: no checkpoint of plain tensors: {reason}") from None
         # A pickle may give dictionary and tensors attributes in place of their methods: only their types' own are used.
         items = list(dict.items(loaded)) if isinstance(loaded, dict) else [("", None)]

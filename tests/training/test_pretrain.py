@@ -51,7 +51,7 @@ RECIPE: dict[str, Any] = {
 }
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}
 COMPLETE = {
-    "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer.model",
+    "checksums.json", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer.model",
     "tokenizer_config.json", "training_log.json",
 }  # fmt: skip
 
@@ -137,7 +137,7 @@ def test_weights_are_fp16_and_the_config_says_so(run: Run) -> None:
     weights = stored(run.out)
     assert {weight.dtype for weight in weights.values()} == {torch.float16}
     assert "lm_head.weight" not in weights
-    config = json.loads((run.out / "checksums.json", "config.json").read_text())
+    config = json.loads((run.out / "config.json").read_text())
     assert config["dtype"] == "float16"
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert {name: config[name] for name in RECIPE["model"]} == RECIPE["model"]
