@@ -100,18 +100,18 @@ def quantize_checkpoint(
     check_outside(checkpoint, out)
     plan = {name: _planned_format(checkpoint, recipe, name) for name in checkpoint.names}
     entries = [_planned_entry(checkpoint, name, format) for name, format in plan.items()]
+    total = sum(entry.nbytes for entry in entries)
     reports = [_report(checkpoint, recipe, name, format) for name, format in plan.items()]
     if not dry_run:
         config = _config(checkpoint, recipe, method)
         replaceable = overwrite or _is_own_output(out)
         with open_writer(out, entries, config, companions=checkpoint, replace=replaceable) as writer:
             reports = list(_write_tensors(checkpoint, writer, plan, reports, METHODS[method], threads, progress))
-            notes = tuple(writer.notes)
-    total = sum(entry.nbytes for entry in entries)
+            notes, total = tuple(writer.notes), writer.tensor_bytes
     return QuantizeReport(
         parameters=checkpoint.parameters,
         bytes=total,
-        bits_per_weight=8 * total / checkpoint.parameters,
+        bits_per_weight=8 * total / max(1, checkpoint.parameters),
         source_bytes=checkpoint.nbytes,
         seconds=time.monotonic() - started,
         tensors=tuple(reports),

@@ -52,12 +52,14 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any], source: str) -> Tokeniz
         InputError: the vocabulary is of a kind that is not known here, or missing, or damaged.
     """
     values = VocabularyValues(metadata, source)
-    kind = values.text(KIND, "none")
+    kind = values.text(KIND, NO_VOCABULARY[0])
     whole = values.has(HUGGINGFACE_JSON)
     if not whole and kind in NO_VOCABULARY:
         raise InputError(f"{source}: holds no vocabulary; give a file that does, or a folder with a tokenizer")
     if not whole and kind not in KINDS:
-        raise values.refusal(KIND, f"a kind that is read ({', '.join(KINDS)})", "give a folder with a tokenizer instead")
+        raise values.refusal(
+            KIND, f"a kind that is read ({', '.join(KINDS)})", "give a folder with a tokenizer instead"
+        )
     vocabulary = _read_vocabulary(values, kind)
     if whole:
         return _huggingface_tokenizer(vocabulary)
@@ -68,29 +70,32 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any], source: str) -> Tokeniz
 
 
 def tokenizer_files(metadata: Mapping[str, Any], source: str) -> dict[str, bytes]:
-    """The files of a Hugging Face folder that make the same tokenizer there, by name; none without a vocabulary.
+    """The files of a Hugging Face folder that make the same tokenizer there, by name; without a vocabulary no more than
+    the chat templates. Where several tokens end a text, generation_config.json names them.
 
     Raises:
-        InputError: as for `tokenizer_from_metadata`, or a chat template is none.
+        InputError: as for `tokenizer_from_metadata`, or a chat template is no text.
     """
     values = VocabularyValues(metadata, source)
-    if values.text(KIND, "none") in NO_VOCABULARY and not values.has(HUGGINGFACE_JSON):
+    kind = values.text(KIND, NO_VOCABULARY[0])
+    if kind in NO_VOCABULARY and not values.has(HUGGINGFACE_JSON):
         return template_files(values, {})
     tokenizer = tokenizer_from_metadata(metadata, source)
-    settings: dict[str, Any] = {
+    ids = _read_vocabulary(values, kind).special.ids
+    named = {f"{name}_token": tokenizer.backend.id_to_token(ids[name]) for name in ROLES if name in ids}
+    settings = {
         # LlamaTokenizer and its like make normalizer and pre-tokenizer anew instead of reading tokenizer.json.
         "tokenizer_class": "PreTrainedTokenizerFast",
+        **{role: token for role, token in named.items() if token is not None},
         "add_bos_token": tokenizer.bos is not None,
         "add_eos_token": values.flag(ADD_EOS, False),
         "clean_up_tokenization_spaces": False,
     }
-    ids = _read_vocabulary(values, values.text(KIND, "none")).special.ids
-    for name in ROLES:
-        token = tokenizer.backend.id_to_token(ids[name]) if name in ids else None
-        if token is not None:
-            settings[f"{name}_token"] = token
-    content = tokenizer.backend.to_str(pretty=False)
-    return {"tokenizer.json": content.encode(), **template_files(values, settings)}
+    files = {"tokenizer.json": tokenizer.backend.to_str(pretty=False).encode(), **template_files(values, settings)}
+    if len(tokenizer.eos) > 1:
+        ends = {"bos_token_id": ids.get("bos"), "eos_token_id": sorted(tokenizer.eos), "pad_token_id": ids.get("pad")}
+        files["generation_config.json"] = (json.dumps(ends) + "\n").encode()
+    return files
 
 
 # Reading.

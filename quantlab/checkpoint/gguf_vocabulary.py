@@ -130,7 +130,8 @@ class _Source:
 def _roles(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
     """Ids by name ("bos", "eos" and so on), from the folder's settings; ends beyond the first are "eot" and "eom"."""
     settings, config = (
-        read_json(folder / name) if (folder / name).is_file() else {} for name in ("tokenizer_config.json", "config.json")
+        read_json(folder / name) if (folder / name).is_file() else {}
+        for name in ("tokenizer_config.json", "config.json")
     )
     ids = {}
     for role in ROLES:

@@ -50,6 +50,7 @@ class GgufWriter(CheckpointWriter):
         self._recipe = None if recipe is None else Recipe.from_config(recipe, source)
         self._types = {name: self._type_word(entry) for name, entry in self.entries.items()}
         planned = self._planned(described.tensors)
+        self.tensor_bytes = sum(tensor.nbytes for tensor in planned)
         metadata = self._metadata(described.metadata, rows)
         metadata[CHECKSUMS] = "0" * CHECKSUM_DIGITS * len(planned)
         norms = [entry for entry in self.entries.values() if self.family.gguf_offset(entry.name)]

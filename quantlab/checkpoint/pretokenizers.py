@@ -186,7 +186,8 @@ ROWS: tuple[tuple[tuple[str, ...], PreTokenizer], ...] = (
             ),
             originals=(
                 (
-                    r"[\r\n]", rf"\s?[{CASED_LETTERS}]+", FULL_WIDTH_SIGNS, r"\s+$", f"[{IDEOGRAPHS_AND_HANGUL}]+", DIGIT,
+                    r"[\r\n]", rf"\s?[{CASED_LETTERS}]+", FULL_WIDTH_SIGNS, r"\s+$",
+                    f"[{IDEOGRAPHS_AND_HANGUL}]+", DIGIT,
                 ),
             ),
         ),

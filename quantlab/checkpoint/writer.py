@@ -40,6 +40,7 @@ class CheckpointWriter(ABC):
         replace: whether an existing destination may be replaced.
 
     Attributes:
+        tensor_bytes: of all tensors, as the destination stores them; known once the block is entered.
         changed: names of the tensors whose values the destination cannot hold exactly.
         notes: what the user should know of the result, a line each.
 
@@ -60,6 +61,7 @@ class CheckpointWriter(ABC):
         self.family = family_of(config, str(destination))
         self.entries = {entry.name: entry for entry in entries}
         assert len(self.entries) == len(entries), "tensor names repeat"
+        self.tensor_bytes = sum(entry.nbytes for entry in entries)
         self.changed: list[str] = []
         self.notes: list[str] = []
         self._missing = set(self.entries)

@@ -23,10 +23,10 @@ import pytest
 import yaml
 
 import quantlab
-from quantlab import cli
 from quantlab.checkpoint.summary import summarize
 
 QUANTLAB = (sys.executable, "-m", "quantlab.cli")
+Run = Callable[..., Any]  # see conftest.py
 PATIENCE = 120  # seconds until a subprocess that does not do what it should counts as hung
 
 
@@ -38,53 +38,6 @@ def quantlab_process(*arguments: object, **options: Any) -> subprocess.Completed
     """Run the installed command to its end."""
     command = [*QUANTLAB, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=environment(), **options)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """The one JSON object on stdout, and nothing beside it."""
-        assert self.status == 0, self.err
-        value = json.loads(self.out)
-        assert isinstance(value, dict)
-        return value
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """The command line within this process: all that `main` does but its signal handler."""
-    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["quantlab", *map(str, arguments)])
-        status = cli._run()
-        return Outcome(status, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def refusal(run: Callable[..., Outcome]) -> Callable[..., str]:
-    """A function (arguments) -> the one line of a command that ends with status 2, without `quantlab: `."""
-
-    def refusal(*arguments: object) -> str:
-        outcome = run(*arguments)
-        assert outcome.status == 2, outcome.err
-        assert outcome.out == ""
-        assert outcome.err.startswith("quantlab: ")
-        assert outcome.err.count("\n") == 1
-        assert outcome.err.endswith("\n")
-        assert "Traceback" not in outcome.err
-        return outcome.err.removeprefix("quantlab: ").rstrip("\n")
-
-    return refusal
 
 
 def plain(result: Any) -> dict[str, Any]:
@@ -153,7 +106,7 @@ def test_generate_in_a_process_of_its_own(quantized: Quantized) -> None:
     assert timings["decode_tokens_per_second"] > 0
 
 
-def test_inspect_lists_tensors(run: Callable[..., Outcome], quantized: Quantized) -> None:
+def test_inspect_lists_tensors(run: Run, quantized: Quantized) -> None:
     """--json is the library's summary; its tensors add up to its totals, and packed ones name their format."""
     found = run("inspect", quantized.folder, "--json").json
     assert found == plain(summarize(quantized.folder))
@@ -166,9 +119,7 @@ def test_inspect_lists_tensors(run: Callable[..., Outcome], quantized: Quantized
     assert formats["model.norm.weight"] == "f32"
 
 
-def test_compare_measures_divergence(
-    run: Callable[..., Outcome], quantized: Quantized, llama_model: Path, text: Path
-) -> None:
+def test_compare_measures_divergence(run: Run, quantized: Quantized, llama_model: Path, text: Path) -> None:
     """--json is the library's result; each perplexity is the one that `perplexity` gives."""
     found = run("compare", llama_model, quantized.folder, text, "--context", 64, "--json").json
     assert found == plain(quantlab.compare(llama_model, quantized.folder, text, context=64))
@@ -181,7 +132,7 @@ def test_compare_measures_divergence(
 
 
 def test_human_output_tells_the_main_numbers(
-    run: Callable[..., Outcome], quantized: Quantized, llama_model: Path, text: Path, tmp_path: Path
+    run: Run, quantized: Quantized, llama_model: Path, text: Path, tmp_path: Path
 ) -> None:
     """Without --json each command prints what the JSON holds, for people; stderr stays empty."""
     bits = f"{quantized.report['bits_per_weight']:.3f} bits per weight"
@@ -199,7 +150,7 @@ def test_human_output_tells_the_main_numbers(
     assert not (tmp_path / "dry").exists()
 
 
-def test_generated_text_is_on_stdout_and_its_speed_on_stderr(run: Callable[..., Outcome], quantized: Quantized) -> None:
+def test_generated_text_is_on_stdout_and_its_speed_on_stderr(run: Run, quantized: Quantized) -> None:
     """What is printed as it is written is the text that --json holds, and one line break; speeds go to stderr."""
     arguments = ("generate", quantized.folder, "-p", "Once upon", "-n", 12)
     printed, found = run(*arguments), run(*arguments, "--json").json
@@ -207,7 +158,7 @@ def test_generated_text_is_on_stdout_and_its_speed_on_stderr(run: Callable[..., 
     assert re.match(r"\[torch engine: \d+ prompt tokens at \d+/s, \d+ generated at ", printed.err)
 
 
-def test_a_seed_gives_the_same_text_and_another_seed_another(run: Callable[..., Outcome], quantized: Quantized) -> None:
+def test_a_seed_gives_the_same_text_and_another_seed_another(run: Run, quantized: Quantized) -> None:
     """Generation is reproducible; what is drawn depends on the seed."""
     arguments = ("generate", quantized.folder, "-p", "Once upon", "-n", 24, "--temp", 1.5, "--json", "--seed")
     texts = [run(*arguments, seed).json["token_ids"] for seed in (1, 1, 2, 3)]
@@ -215,7 +166,7 @@ def test_a_seed_gives_the_same_text_and_another_seed_another(run: Callable[..., 
     assert texts[0] != texts[2] != texts[3]
 
 
-def test_temperature_zero_takes_the_most_likely_tokens(run: Callable[..., Outcome], quantized: Quantized) -> None:
+def test_temperature_zero_takes_the_most_likely_tokens(run: Run, quantized: Quantized) -> None:
     """--temp 0 is transformers' own greedy generation, whatever the seed."""
     import torch
 
@@ -228,7 +179,7 @@ def test_temperature_zero_takes_the_most_likely_tokens(run: Callable[..., Outcom
 
 
 def test_a_dash_reads_the_prompt_from_stdin(
-    run: Callable[..., Outcome], quantized: Quantized, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: Run, quantized: Quantized, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """`-p -` with a text on stdin continues it like `-p TEXT`; the line break that ends a file is left out."""
     prompt = "Once \u00fcpon a time,\nthere was"
@@ -244,7 +195,7 @@ def test_a_dash_reads_the_prompt_from_stdin(
 
 
 def test_options_come_from_a_yaml_file_and_the_command_line_wins(
-    run: Callable[..., Outcome], quantized: Quantized, tmp_path: Path
+    run: Run, quantized: Quantized, tmp_path: Path
 ) -> None:
     """-c gives option names with - or _; a flag beside it replaces its value."""
     config = tmp_path / "options.yaml"
@@ -254,7 +205,7 @@ def test_options_come_from_a_yaml_file_and_the_command_line_wins(
     assert len(found["token_ids"]) == 3
 
 
-def test_pretrain_reports_its_run(run: Callable[..., Outcome], prose: Path, tmp_path: Path) -> None:
+def test_pretrain_reports_its_run(run: Run, prose: Path, tmp_path: Path) -> None:
     """--json gives the contract's fields, for two steps of a tiny recipe; the folder is a model to `inspect`."""
     recipe = {
         "model": {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64},
@@ -315,7 +266,7 @@ def test_a_parse_error_says_where_help_is(refusal: Callable[..., str]) -> None:
     assert refusal("quantize").endswith("(see: quantlab quantize --help)")
 
 
-def test_no_arguments_show_the_help(run: Callable[..., Outcome]) -> None:
+def test_no_arguments_show_the_help(run: Run) -> None:
     """`quantlab` and `quantlab --help` print the same list of commands."""
     alone, asked = run(), run("--help")
     assert alone.status == asked.status == 0
@@ -433,7 +384,7 @@ def test_config_files_are_checked(refusal: Callable[..., str], llama_model: Path
         assert refusal("inspect", llama_model, "-c", config).startswith(f"{config}: {fault}")
 
 
-def test_a_defect_is_one_line_and_status_1(run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_is_one_line_and_status_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is nobody's input is said to be unexpected, with the way to its traceback."""
 
     def broken(path: object) -> None:

@@ -1,0 +1,577 @@
+"""Tokenizers from GGUF metadata: ids told by hand, the files of a folder made of them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_vocabularies import (
+    ALPHABET,
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNUSED,
+    USER_DEFINED,
+    byte_level_vocabulary,
+    sentencepiece_vocabulary,
+)
+from transformers import AutoTokenizer
+
+from quantlab.checkpoint import Tokenizer, load_tokenizer
+from quantlab.checkpoint.gguf_bpe import byte_letters
+from quantlab.checkpoint.gguf_tokenizer import tokenizer_files, tokenizer_from_metadata
+from quantlab.checkpoint.pretokenizers import PRETOKENIZERS, PreTokenizer
+from quantlab.errors import InputError
+
+PIECES = {
+    piece: -float(rank)
+    for rank, piece in enumerate(["ab", "\u2581a", "\u2581\u2581", "aba", "\u2581ab", "ba", "\u2581", "a", "b", "c"])
+}
+
+
+def tokens_of(metadata: dict[str, Any], text: str) -> list[str]:
+    """The tokens of a text, the start token left out."""
+    ids = tokenizer_from_metadata(metadata, "f").encode(text, add_special_tokens=False)
+    return [metadata["tokenizer.ggml.tokens"][i] for i in ids]
+
+
+def decoded(metadata: dict[str, Any], text: str) -> str:
+    tokenizer = tokenizer_from_metadata(metadata, "f")
+    return tokenizer.decode(tokenizer.encode(text))
+
+
+# SentencePiece.
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        ("a", ["\u2581a"]),
+        ("ab", ["\u2581", "ab"]),  # "ab" ranks before "_a", and "_" + "ab" is no merge of a listed rank yet
+        ("b", ["\u2581", "b"]),
+        (" a", ["\u2581\u2581", "a"]),
+        ("  a", ["\u2581\u2581", "\u2581a"]),
+        ("ba", ["\u2581", "ba"]),
+        ("c c", ["\u2581", "c", "\u2581", "c"]),
+        ("x\n", ["\u2581", "<0x78>", "<0x0A>"]),
+        ("c\u00e9", ["\u2581", "c", "<0xC3>", "<0xA9>"]),
+        ("c\U0001f600", ["\u2581", "c", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>"]),
+        ("<0x41>", ["\u2581", *(f"<0x{byte:02X}>" for byte in b"<0x41>")]),
+        ("cab", ["\u2581", "c", "ab"]),
+    ],
+)
+def test_pieces_merge_by_score(text: str, expected: list[str]) -> None:
+    """The score decides, not the place in the file; what is no piece becomes bytes."""
+    pieces = {piece: score for piece, score in PIECES.items() if piece not in ("aba", "\u2581ab")}
+    metadata = sentencepiece_vocabulary(pieces)
+    assert tokens_of(metadata, text) == expected
+    assert decoded(metadata, text) == text
+
+
+def test_any_two_pieces_that_make_a_piece_merge() -> None:
+    """SentencePiece knows no list of merges: aba is ab + a and a + ba."""
+    assert tokens_of(sentencepiece_vocabulary(PIECES), "caba") == ["\u2581", "c", "aba"]
+    without_ab = {**PIECES, "ab": -100.0}
+    assert tokens_of(sentencepiece_vocabulary(without_ab), "caba") == ["\u2581", "c", "aba"]
+    assert tokens_of(sentencepiece_vocabulary(PIECES), "ab") == ["\u2581ab"]
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_of_equal_merges_the_leftmost_is_first(count: int) -> None:
+    metadata = sentencepiece_vocabulary({"aa": -1.0, "\u2581": -2.0, "a": -3.0})
+    assert tokens_of(metadata, "a" * count) == ["\u2581", *["aa"] * (count // 2), *["a"] * (count % 2)]
+
+
+def test_a_file_may_want_no_space_before_a_text() -> None:
+    metadata = sentencepiece_vocabulary(PIECES, add_space_prefix=False)
+    assert tokens_of(metadata, "ab") == ["ab"]
+    assert tokens_of(metadata, " ab") == ["\u2581ab"]
+    assert [decoded(metadata, text) for text in ("ab", " ab", "  ab")] == ["ab", " ab", "  ab"]
+
+
+def test_special_tokens_are_found_in_a_text_and_start_anew() -> None:
+    """A space goes before what follows one, as before a text."""
+    metadata = sentencepiece_vocabulary(PIECES)
+    assert tokens_of(metadata, "a</s>a <unk>") == ["\u2581a", "</s>", "\u2581a", "\u2581", "<unk>"]
+    tokenizer = tokenizer_from_metadata(metadata, "f")
+    assert tokenizer.decode([1, *tokenizer.encode("a", add_special_tokens=False), 2]) == "a"
+    assert tokenizer.decode([1, 260, 2], skip_special_tokens=False) == "<s> a</s>"
+
+
+def test_the_longest_user_defined_token_wins() -> None:
+    """They are text, and stay when special tokens are left out."""
+    metadata = sentencepiece_vocabulary(PIECES, {"\n": USER_DEFINED, "\n\n\n": USER_DEFINED, "\n\n": USER_DEFINED})
+    assert tokens_of(metadata, "\n\n\n\n\nc") == ["\n\n\n", "\n\n", "\u2581", "c"]
+    assert decoded(metadata, "c\n\nc") == "c\n\n c"  # the space before a text is SentencePiece's
+
+
+def test_phi_3_swallows_spaces_behind_special_tokens() -> None:
+    """No key says so; llama.cpp goes by the model's name."""
+    metadata = sentencepiece_vocabulary(PIECES, {"<|end|>": CONTROL, "<|x|>": USER_DEFINED, "<|endoftext|>": CONTROL})
+    text = "<|end|> \n a<|x|>  a<|endoftext|> a"
+    assert tokens_of({**metadata, "general.name": "Phi 3"}, text) == tokens_of(metadata, text)
+    expected = ["<|end|>", "\u2581a", "<|x|>", "\u2581a", "<|endoftext|>", "\u2581\u2581", "a"]
+    assert tokens_of({**metadata, "general.name": "Phi-3 mini"}, text) == expected
+
+
+def test_byte_tokens_make_characters_again() -> None:
+    tokenizer = tokenizer_from_metadata(sentencepiece_vocabulary(PIECES), "f")
+    smile = [3 + byte for byte in "\U0001f600".encode()]
+    assert tokenizer.decode([*smile, 3 + 0x41]) == "\U0001f600A"
+    assert tokenizer.decode(smile[:2]) == "\ufffd\ufffd"
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.text("ab c\u2581\n\u00e9<>0xF", max_size=30))
+def test_merging_is_sentencepieces_rule(text: str) -> None:
+    """Spelt out: of all neighbours that make a piece, those with the best score merge, the leftmost of equals."""
+    metadata = sentencepiece_vocabulary(PIECES)
+    scores = dict(zip(metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.scores"].tolist(), strict=True))
+    symbols = list(f"\u2581{text}".replace(" ", "\u2581")) if text else []
+    while True:
+        joined = [(-scores[a + b], i) for i, (a, b) in enumerate(zip(symbols, symbols[1:], strict=False)) if a + b in scores]
+        if not joined:
+            break
+        _, at = min(joined)
+        symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
+    expected = []
+    for symbol in symbols:
+        expected += [symbol] if symbol in scores else [f"<0x{byte:02X}>" for byte in symbol.encode()]
+    assert tokens_of(metadata, text) == expected
+
+
+# Byte-level BPE.
+
+MERGES = "h e, l l, he ll, \u0120 w, 1 2, 12 3, \u0120 \u0120, a b, b c, ' s, \u010a \u010a"
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "expected"),
+    [
+        ("gpt-2", "hello  we's", ["hell", "o", "\u0120", "\u0120w", "e", "'s"]),
+        ("gpt-2", "abc bc", ["ab", "c", "\u0120", "bc"]),  # ab is merged before bc, wherever it stands
+        ("gpt-2", "1234\n\n", ["123", "4", "\u010a\u010a"]),
+        ("llama-bpe", "1212123", ["12", "1", "2", "12", "3"]),  # 121 212 3
+        ("qwen2", "1234", ["1", "2", "3", "4"]),
+        ("starcoder", "12 12", ["1", "2", "\u0120", "1", "2"]),
+        ("gpt-2", "hell\u00e9", ["hell", "\u00c3", "\u00a9"]),
+        ("default", "1234", ["123", "4"]),
+        (None, "1234", ["123", "4"]),
+    ],
+)
+def test_words_are_cut_before_merges(pre: str | None, text: str, expected: list[str]) -> None:
+    metadata = byte_level_vocabulary(MERGES, pre)
+    if metadata["tokenizer.ggml.tokens"].count("hell") == 1:
+        assert tokens_of(metadata, text) == expected
+    assert decoded(metadata, text) == text
+
+
+@pytest.mark.parametrize(("pre", "expected"), [("llama-bpe", ["abc"]), ("dbrx", ["ab", "c"])])
+def test_some_kinds_take_a_word_that_is_a_token_whole(pre: str, expected: list[str]) -> None:
+    """Both cut alike; llama-bpe ignores merges there."""
+    metadata = byte_level_vocabulary("a b, b c, a bc", pre)
+    assert tokens_of(metadata, "abc") == expected
+
+
+CUTS = {
+    "gpt-2": ("I'll  do 123 x2!?\n\n y", ["I", "'ll", " ", " do", " 123", " x", "2", "!?", "\n\n", " y"]),
+    "llama-bpe": ("I'LL  do 1234 (x)!\n\n y", ["I", "'LL", " ", " do", " ", "123", "4", " (", "x", ")!\n\n", " y"]),
+    "qwen2": ("a12 \n\n  b", ["a", "1", "2", " \n\n", " ", " b"]),
+    "qwen35": ("e\u0301a \u0301b", ["e\u0301a", " \u0301b"]),
+    "starcoder": ("x12  y", ["x", "1", "2", " ", " y"]),
+    "gpt-4o": ("camelCase HTTPServer's/\n", ["camel", "Case", " HTTPServer's", "/\n"]),
+    "tekken": ("camelCase's 12", ["camel", "Case", "'s", " ", "1", "2"]),
+    "deepseek-v3": ("\u4e2d\u6587abc 1234,x", ["\u4e2d\u6587", "abc", " ", "123", "4", ",x"]),
+    "deepseek-llm": ("caf\u00e9 \u4e2d 1234", ["caf\u00e9", " ", "\u4e2d", " ", "1234"]),
+    "deepseek-coder": ("a = 12;\n", ["a", " ", "=", " ", "1", "2", ";", "\n"]),
+    "falcon": ("a1234 + b's", ["a", "123", "4", " ", "+", " b", "'", "s"]),
+    "default": ("a1234 `b's", ["a", "123", "4", " `", "b", "'", "s"]),
+    "bloom": ("a, b (c).", ["a", ",", " b", " (", "c", ")."]),
+    "viking": ("a12 b", ["a", "1", "2", " b"]),
+    "jais-2": ("a" + " " * 7 + "b", ["a", "    ", "  ", " b"]),
+    "youtu": ("a\ud55c\uad6d12", ["a", "\ud55c\uad6d", "1", "2"]),
+    "exaone-moe": ("go to it 12", ["go to it", " ", "1", "2"]),
+    "chameleon": ("IMGIMGACZ<sentinel:12>\tx", ["IMGIMGACZ", "<sentinel:12>", "\t", "x"]),
+    "superbpe": ("n 1234567", ["n ", "1", "234", "567"]),
+    "bailingmoe": ("it's \n\n12", ["it", "'s", " \n\n", "1", "2"]),
+    "seed-coder": ("a!\n12", ["a", "!", "\n", "1", "2"]),
+    "ufakzeka": ("a'da 12", ["a", "'da", " ", "1", "2"]),
+    "afmoe": ("a  12345 \u65e5x", ["a", " ", " ", "12", "345", " ", "\u65e5", "x"]),
+    "tiny_aya": ("a12345", ["a", "12", "345"]),
+    "laguna": ("a \n b", ["a", " ", "\n", " b"]),
+    "minicpm5": ("a12345", ["a", "123", "45"]),
+    "spark2_5": ("a!\n1", ["a", "!", "\n", "1"]),
+    "granite-embed-multi-97m": ("e\u0301Ab", ["e\u0301Ab"]),
+    "gemma4": ("a b\n\nc", ["a b", "\n\n", "c"]),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_names_stand_for_ways_of_cutting(name: str) -> None:
+    text, expected = CUTS[name]
+    pre = PreTokenizer(PRETOKENIZERS[name].patterns, bytewise=False).build()
+    assert [piece for piece, _ in pre.pre_tokenize_str(text)] == expected
+
+
+@pytest.mark.parametrize("name", sorted(PRETOKENIZERS))
+def test_no_way_of_cutting_loses_text(name: str) -> None:
+    """Whatever the words are, the tokens make the text again."""
+    metadata = byte_level_vocabulary("", name)
+    if not PRETOKENIZERS[name].bytewise:
+        metadata["tokenizer.ggml.tokens"] += [f"<0x{byte:02X}>" for byte in range(256)]
+        del metadata["tokenizer.ggml.token_type"]
+    tokenizer = tokenizer_from_metadata(metadata, "f")
+    texts = [text for text, _ in CUTS.values()]
+    for text in [*texts, " ".join(texts), "\t\r\n \u3000\u00a0 \x00\U0001f469\u200d\U0001f680'S 9\u00b2\u0663"]:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_bytes_are_written_in_gpt2s_letters() -> None:
+    """The library's own alphabet, in the order of bytes: decoding a letter gives the byte."""
+    assert sorted(byte_letters()) == ALPHABET
+    metadata = byte_level_vocabulary("")
+    for text in ("\x00", " ", "~", "\u00ad", "\u00e9", "\u20ac"):
+        assert tokens_of(metadata, text) == [byte_letters()[byte] for byte in text.encode()]
+
+
+def test_a_byte_without_token_is_dropped_and_parts_its_neighbours() -> None:
+    """Falcon's vocabulary has no vertical tab, for one."""
+    metadata = byte_level_vocabulary("a b", "gpt-2")
+    for name in ("tokens", "token_type"):
+        values = metadata[f"tokenizer.ggml.{name}"]
+        at = ALPHABET.index(byte_letters()[0x0B])
+        metadata[f"tokenizer.ggml.{name}"] = [value for i, value in enumerate(values) if i != at]
+    assert tokens_of(metadata, "ab") == ["ab"]
+    assert tokens_of(metadata, "a\x0bb") == ["a", "b"]
+
+
+def test_added_letters_are_text_and_no_bytes() -> None:
+    """DeepSeek lists the letters of bytes that no text has, as tokens of their own."""
+    metadata = byte_level_vocabulary("")
+    at = ALPHABET.index("\u00f5")
+    metadata["tokenizer.ggml.token_type"][at] = USER_DEFINED
+    tokenizer = tokenizer_from_metadata(metadata, "f")
+    assert tokenizer.encode("a\u00f5a") == [ALPHABET.index("a"), at, ALPHABET.index("a")]
+    assert decoded(metadata, "a\u00f5\u00e9 \u00f5") == "a\u00f5\u00e9 \u00f5"
+
+
+def test_a_merge_that_is_listed_twice_counts_at_its_first_place() -> None:
+    metadata = byte_level_vocabulary("a b, b c")
+    metadata["tokenizer.ggml.merges"] = ["a b", "b c", "a b"]
+    assert tokens_of(metadata, "abc") == ["ab", "c"]
+
+
+def test_characters_can_be_merged_instead_of_bytes() -> None:
+    """Gemma 4's kind: spaces are signs, unknown characters fall apart into bytes, lines are cut, and <bos> is added."""
+    merges = ["\u2581 \u2581", "a b", "\n \n"]
+    tokens = ["<pad>", "<bos>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", "\n"]
+    tokens += [merge.replace(" ", "") for merge in merges]
+    metadata = {
+        "tokenizer.ggml.model": "gemma4",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * 7],
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    assert tokens_of(metadata, "ab  a\n\n\n\u00e9") == ["ab", "\u2581\u2581", "a", "\n\n", "\n", "<0xC3>", "<0xA9>"]
+    assert tokenizer_from_metadata(metadata, "f").bos == 1
+    assert decoded(metadata, " ab  a\n\n\n\u00e9") == " ab  a\n\n\n\u00e9"
+
+
+# Start, end, and what is no text.
+
+
+@pytest.mark.parametrize(
+    ("metadata", "bos"),
+    [
+        (sentencepiece_vocabulary(PIECES), 1),
+        (sentencepiece_vocabulary(PIECES, add_bos_token=False), None),
+        (sentencepiece_vocabulary(PIECES, bos_token_id=2), 2),
+        (byte_level_vocabulary("", "gpt-2", {"<s>": CONTROL}, bos_token_id=256), None),
+        (byte_level_vocabulary("", "gpt-2", {"<s>": CONTROL}, bos_token_id=256, add_bos_token=True), 256),
+        (byte_level_vocabulary("", "llama-bpe", {"<s>": CONTROL}, bos_token_id=256), 256),
+        (byte_level_vocabulary("", "llama-bpe", {"<s>": CONTROL}, bos_token_id=256, add_bos_token=False), None),
+        (byte_level_vocabulary("", "llama-bpe", {"$a:b": CONTROL}, bos_token_id=256), 256),
+        (byte_level_vocabulary("", "llama-bpe", bos_token_id=2**32 - 1), None),
+        (byte_level_vocabulary("", "llama-bpe"), None),
+    ],
+    ids=range(10),
+)
+def test_the_start_token_is_the_files_choice_or_the_kinds(metadata: dict[str, Any], bos: int | None) -> None:
+    tokenizer = tokenizer_from_metadata(metadata, "f")
+    ids = tokenizer.encode("c", add_special_tokens=False)
+    assert tokenizer.bos == bos
+    assert tokenizer.encode("c") == ([] if bos is None else [bos]) + ids
+    assert tokenizer.backend.encode("c").ids == tokenizer.encode("c")  # what a tokenizer.json of it will do
+
+
+@pytest.mark.parametrize(
+    ("others", "settings", "ends"),
+    [
+        ({}, {}, set()),
+        ({"<|x|>": CONTROL}, {"eos_token_id": 256}, {"<|x|>"}),
+        ({"<|x|>": CONTROL, "<|y|>": CONTROL}, {"eos_token_id": 256, "eot_token_id": 257}, {"<|x|>", "<|y|>"}),
+        ({"<|x|>": CONTROL, "<|y|>": CONTROL}, {"eom_token_id": 257}, {"<|y|>"}),
+        ({"<|im_end|>": CONTROL, "<|eot_id|>": NORMAL}, {}, {"<|im_end|>", "<|eot_id|>"}),
+        ({"<|fim_pad|>": CONTROL, "<|file_sep|>": CONTROL, "<|fim_prefix|>": CONTROL}, {}, {"<|fim_pad|>", "<|file_sep|>"}),
+        ({"<|end|>": CONTROL, "<|return|>": CONTROL, "<|call|>": CONTROL}, {}, {"<|return|>", "<|call|>"}),
+        ({"<|end|>": CONTROL, "<|return|>": CONTROL}, {}, {"<|end|>", "<|return|>"}),
+        ({"</s>": CONTROL}, {}, {"</s>"}),
+        ({"</s>": CONTROL, "<|tool_response>": CONTROL}, {}, {"<|tool_response>"}),
+    ],
+    ids=range(10),
+)
+def test_ends_are_stated_by_id_or_known_by_spelling(
+    others: dict[str, int], settings: dict[str, int], ends: set[str]
+) -> None:
+    metadata = byte_level_vocabulary("", "gpt-2", others, **settings)
+    tokenizer = tokenizer_from_metadata(metadata, "f")
+    assert {metadata["tokenizer.ggml.tokens"][i] for i in tokenizer.eos} == ends
+
+
+def test_a_known_spelling_is_special_whatever_its_type() -> None:
+    """Some converters wrote such tokens as normal ones."""
+    metadata = byte_level_vocabulary("", "gpt-2", {"<|endoftext|>": NORMAL, "<|fim_middle|>": NORMAL, "<|z|>": NORMAL})
+    assert tokens_of(metadata, "<|endoftext|><|fim_middle|>") == ["<|endoftext|>", "<|fim_middle|>"]
+    assert len(tokens_of(metadata, "<|z|>")) == 5
+    assert decoded(metadata, "a<|endoftext|>b") == "ab"
+
+
+def test_padding_at_the_end_is_no_part_of_the_tokenizer() -> None:
+    """An embedding has rows for it, a text never."""
+    metadata = byte_level_vocabulary("", "gpt-2", {"[PAD256]": UNUSED, "<|x|>": CONTROL, "[PAD258]": UNUSED, "[PAD259]": UNUSED})
+    assert tokenizer_from_metadata(metadata, "f").size == 258
+    assert tokenizer_from_metadata({**metadata, "tokenizer.ggml.padding_token_id": 258}, "f").size == 259
+
+
+def test_an_empty_token_is_named_by_its_id() -> None:
+    """As llama.cpp names it; two of them are no duplicates."""
+    metadata = byte_level_vocabulary("", "gpt-2", {"": NORMAL, "x": NORMAL})
+    metadata["tokenizer.ggml.tokens"][-1] = ""
+    tokenizer = tokenizer_from_metadata(metadata, "f")
+    assert [tokenizer.backend.id_to_token(i) for i in (256, 257)] == ["[EMPTY_256]", "[EMPTY_257]"]
+
+
+def test_a_whole_tokenizer_wins_over_the_vocabulary(tokenizer_folder: Path) -> None:
+    """The key is GGUF's own, for a whole tokenizer.json."""
+    metadata = byte_level_vocabulary("", "gpt-2", {f"x{n}": NORMAL for n in range(300)}, eos_token_id=2)
+    whole = {**metadata, "tokenizer.huggingface.json": (tokenizer_folder / "tokenizer.json").read_text(encoding="utf-8")}
+    expected = load_tokenizer(tokenizer_folder)
+    tokenizer = tokenizer_from_metadata(whole, "f")
+    assert tokenizer.encode("A house, 12 cats\n") == expected.encode("A house, 12 cats\n")
+    assert (tokenizer.bos, tokenizer.eos) == (1, {2})
+    without_start = {**whole, "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.add_bos_token": False}
+    assert tokenizer_from_metadata(without_start, "f").bos is None
+    alone = {"tokenizer.huggingface.json": whole["tokenizer.huggingface.json"]}
+    assert tokenizer_from_metadata(alone, "f").encode("a") == expected.encode("a")
+
+
+# The files of a folder.
+
+ROUND_TRIP = {
+    "sentencepiece": sentencepiece_vocabulary(PIECES, {"<|im_end|>": CONTROL, "<x>": USER_DEFINED}, padding_token_id=0),
+    "no space before": sentencepiece_vocabulary(PIECES, add_space_prefix=False, add_bos_token=False),
+    "gpt-2": byte_level_vocabulary(MERGES, "gpt-2", {"<|x|>": CONTROL, "[y]": USER_DEFINED}, eos_token_id=257),
+    "llama-bpe": byte_level_vocabulary(MERGES, "llama-bpe", {"<|x|>": CONTROL}, bos_token_id=267, eos_token_id=267),
+    "adds end": byte_level_vocabulary(
+        MERGES, "qwen2", {"<|x|>": CONTROL, "<|y|>": CONTROL}, bos_token_id=267, eos_token_id=268, add_bos_token=True,
+        add_eos_token=True,
+    ),
+}  # fmt: skip
+TEXTS = ["", " ", "a", " ab  hell 's\n\n12 \u00e9\U0001f600", "x<|x|> a</s>a<x>b<|im_end|>\n[y] c", "\t'S \u3000", "ABC  "]
+
+
+def write_files(metadata: dict[str, Any], folder: Path) -> Path:
+    for name, content in tokenizer_files(metadata, "f").items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("name", ROUND_TRIP)
+def test_the_files_make_the_same_tokenizer(name: str, tmp_path: Path) -> None:
+    """Here and in transformers."""
+    expected = tokenizer_from_metadata(ROUND_TRIP[name], "f")
+    write_files(ROUND_TRIP[name], tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    ours, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(str(tmp_path))
+    end = [max(expected.eos)] if name == "adds end" else []
+    for text in TEXTS:
+        ids = expected.encode(text)
+        assert ours.encode(text) == ids
+        assert theirs.encode(text) == ids + end
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True) == expected.decode(ids)
+    assert (ours.bos, ours.eos) == (expected.bos, expected.eos)
+    assert expected.bos is None or theirs.bos_token_id == expected.bos
+
+
+def test_the_settings_name_the_tokens(tmp_path: Path) -> None:
+    settings_of = json.loads(tokenizer_files(ROUND_TRIP["sentencepiece"], "f")["tokenizer_config.json"])
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
+    assert {key: settings_of.get(key) for key in tokens} == tokens
+    assert settings_of["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert (settings_of["add_bos_token"], settings_of["add_eos_token"]) == (True, False)
+
+
+def test_one_chat_template_is_a_file_of_its_own(tmp_path: Path) -> None:
+    template = "{% for m in messages %}\u00ab{{ m.content }}\u00bb\r\n{% endfor %}"
+    files = tokenizer_files({**ROUND_TRIP["gpt-2"], "tokenizer.chat_template": template}, "f")
+    assert files["chat_template.jinja"].decode() == template
+    assert "chat_template" not in json.loads(files["tokenizer_config.json"])
+
+
+def test_several_chat_templates_are_in_the_settings(tmp_path: Path) -> None:
+    """Where transformers looks for templates with names."""
+    templates = {"": "{{ a }}", ".tool_use": "{{ b }}", ".rag-2": "{{ c }}"}
+    metadata = {**ROUND_TRIP["gpt-2"], **{f"tokenizer.chat_template{name}": text for name, text in templates.items()}}
+    metadata["tokenizer.chat_templates"] = ["tool_use", "rag-2"]
+    write_files(metadata, tmp_path)
+    assert not (tmp_path / "chat_template.jinja").exists()
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    found = AutoTokenizer.from_pretrained(str(tmp_path)).chat_template
+    assert found == {"default": "{{ a }}", "tool_use": "{{ b }}", "rag-2": "{{ c }}"}
+
+
+def test_without_vocabulary_there_are_no_files() -> None:
+    assert tokenizer_files({"tokenizer.ggml.model": "no_vocab"}, "f") == {}
+    assert tokenizer_files({}, "f") == {}
+    with_template = tokenizer_files({"tokenizer.ggml.model": "none", "tokenizer.chat_template": "{{ a }}"}, "f")
+    assert with_template == {"chat_template.jinja": b"{{ a }}"}
+
+
+# What is refused.
+
+WORD, SPM = byte_level_vocabulary(MERGES, "gpt-2", {"<|x|>": CONTROL}), sentencepiece_vocabulary(PIECES)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "key", "problem"),
+    [
+        ({}, "", "holds no vocabulary"),
+        ({"tokenizer.ggml.model": "no_vocab"}, "", "holds no vocabulary"),
+        ({"tokenizer.ggml.model": "rwkv"}, "model", "is 'rwkv' instead of a kind that is read"),
+        ({"tokenizer.ggml.model": 7}, "model", "is 7 instead of text"),
+        ({"tokenizer.ggml.model": "gpt2"}, "tokens", "is missing"),
+        ({**WORD, "tokenizer.ggml.tokens": []}, "tokens", "is empty"),
+        ({**WORD, "tokenizer.ggml.tokens": "abc"}, "tokens", "is 'abc' instead of a list of texts"),
+        ({**WORD, "tokenizer.ggml.tokens": ["a", 1]}, "tokens", "is ['a', 1] instead of a list of texts"),
+        ({**WORD, "tokenizer.ggml.tokens": ["a", "b", "a"]}, "tokens", "has 'a' twice, as 0 and as 2"),
+        ({**WORD, "tokenizer.ggml.tokens": ["a" * 5000]}, "tokens", "has a token of 5000 characters"),
+        ({**WORD, "tokenizer.ggml.token_type": [1, 2]}, "token_type", "has 2 numbers for 268 tokens"),
+        ({**WORD, "tokenizer.ggml.token_type": [1.5] * 268}, "token_type", "instead of a list of numbers"),
+        ({**WORD, "tokenizer.ggml.token_type": [[1], [2, 3]]}, "token_type", "instead of a list of numbers"),
+        ({**WORD, "tokenizer.ggml.token_type": "x"}, "token_type", "is 'x' instead of a list of numbers"),
+        ({**WORD, "tokenizer.ggml.token_type": [10**30] * 268}, "token_type", "instead of a list of numbers"),
+        ({**WORD, "tokenizer.ggml.merges": None}, "merges", "is None instead of a list of texts"),
+        ({**WORD, "tokenizer.ggml.merges": ["ab"]}, "merges", "has 'ab', which is no pair of tokens"),
+        ({**WORD, "tokenizer.ggml.merges": [""]}, "merges", "has '', which is no pair of tokens"),
+        ({**WORD, "tokenizer.ggml.merges": ["a nowhere"]}, "merges", "nowhere"),
+        ({**WORD, "tokenizer.ggml.merges": ["x y"]}, "merges", "xy"),
+        ({**WORD, "tokenizer.ggml.pre": "unheard-of"}, "pre", "is 'unheard-of' instead of a name that is known"),
+        ({**WORD, "tokenizer.ggml.pre": True}, "pre", "is True instead of text"),
+        ({**WORD, "tokenizer.ggml.bos_token_id": 268}, "bos_token_id", "is 268 instead of a whole number from 0 to 267"),
+        ({**WORD, "tokenizer.ggml.eos_token_id": -2}, "eos_token_id", "is -2 instead of"),
+        ({**WORD, "tokenizer.ggml.eot_token_id": "x"}, "eot_token_id", "is 'x' instead of"),
+        ({**WORD, "tokenizer.ggml.padding_token_id": True}, "padding_token_id", "is True instead of"),
+        ({**WORD, "tokenizer.ggml.eos_token_id": np.zeros(3)}, "eos_token_id", "instead of a whole number"),
+        ({**WORD, "tokenizer.ggml.add_bos_token": "yes"}, "add_bos_token", "is 'yes' instead of true or false"),
+        ({**SPM, "tokenizer.ggml.scores": [1.0]}, "scores", "has 1 numbers for 269 tokens"),
+        ({**SPM, "tokenizer.ggml.scores": [float("nan")] * 269}, "scores", "holds what is no finite number"),
+        ({**SPM, "tokenizer.ggml.scores": ["x"] * 269}, "scores", "instead of a list of numbers"),
+        ({**SPM, "tokenizer.ggml.add_space_prefix": 1}, "add_space_prefix", "is 1 instead of true or false"),
+        ({key: value for key, value in SPM.items() if key != "tokenizer.ggml.scores"}, "scores", "is missing"),
+    ],
+    ids=range(33),
+)
+def test_broken_metadata_is_refused_in_one_line(metadata: dict[str, Any], key: str, problem: str) -> None:
+    with pytest.raises(InputError) as caught:
+        tokenizer_from_metadata(metadata, "dir/model.gguf")
+    message = str(caught.value)
+    assert message.startswith(f"dir/model.gguf: tokenizer.ggml.{key}" if key else "dir/model.gguf: ")
+    assert problem in message
+    assert "\n" not in message
+    assert len(message) < 600
+
+
+@pytest.mark.parametrize("content", ["", "{}", "no JSON", '{"model": {"type": "BPE"}}', "[" * 100_000, 5])
+def test_a_broken_whole_tokenizer_is_refused(content: object) -> None:
+    with pytest.raises(InputError) as caught:
+        tokenizer_from_metadata({"tokenizer.huggingface.json": content}, "f")
+    assert str(caught.value).startswith("f: tokenizer.huggingface.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_whole_tokenizer_may_not_exceed_the_vocabulary(tokenizer_folder: Path) -> None:
+    """Its ids would point behind the embedding."""
+    whole = (tokenizer_folder / "tokenizer.json").read_text(encoding="utf-8")
+    with pytest.raises(InputError, match=r"f: tokenizer\.huggingface\.json has token 511, and .* 269 tokens"):
+        tokenizer_from_metadata({**SPM, "tokenizer.huggingface.json": whole}, "f")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"tokenizer.chat_template": 5},
+        {"tokenizer.chat_template.rag": ["x"]},
+        {"tokenizer.chat_template.": "x"},
+        {"tokenizer.chat_template.../../x": "x"},
+        {"tokenizer.chat_template.a\nb": "x"},
+    ],
+    ids=range(5),
+)
+def test_broken_templates_are_refused(broken: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as caught:
+        tokenizer_files({**WORD, **broken}, "f")
+    assert str(caught.value).startswith("f: tokenizer.chat_template")
+    assert "\n" not in str(caught.value)
+
+
+ODD_VALUES = st.sampled_from(
+    [None, True, 0, -1, 5, 2**32 - 1, 2**40, 1.5, float("nan"), "", "x", "llama", "gpt2", "gemma4", "\u2581" * 50, [], [""],
+     ["a"], ["a b"], ["a", "a"], [1], [1.5], [[1], [2]], {"a": 1}, np.zeros(3), np.zeros((2, 2)), np.arange(269)]
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.sampled_from([WORD, SPM]), st.data())
+def test_whatever_the_metadata_it_is_a_tokenizer_or_one_line(base: dict[str, Any], data: st.DataObject) -> None:
+    """Two values of a good file are replaced by others."""
+    keys = sorted({*base, "tokenizer.ggml.bos_token_id", "tokenizer.ggml.add_bos_token", "tokenizer.huggingface.json"})
+    changed = {data.draw(st.sampled_from(keys)): data.draw(ODD_VALUES) for _ in range(2)}
+    try:
+        tokenizer = tokenizer_from_metadata({**base, **changed}, "f")
+    except InputError as error:
+        assert str(error).startswith("f: ")
+        assert "\n" not in str(error)
+    else:
+        assert isinstance(tokenizer, Tokenizer)
+        tokenizer.decode(tokenizer.encode("ab <|x|> 12"))
+
+
+# What it costs.
+
+
+def test_no_heavy_package_is_loaded(tmp_path: Path) -> None:
+    """From metadata to ids, numpy and tokenizers do."""
+    code = (
+        "import json, sys; from quantlab.checkpoint.gguf_tokenizer import tokenizer_from_metadata, tokenizer_files\n"
+        "metadata = json.load(open(sys.argv[1]))\n"
+        "print(tokenizer_from_metadata(metadata, 'f').encode('hello we'), len(tokenizer_files(metadata, 'f')))\n"
+        "heavy = ('torch', 'transformers', 'gguf', 'sentencepiece', 'jinja2', 'huggingface_hub')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    plain = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in WORD.items()}
+    (tmp_path / "m.json").write_text(json.dumps(plain))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "m.json")], capture_output=True, text=True, check=True, timeout=120
+    )
+    ids = tokenizer_from_metadata(WORD, "f").encode("hello we")
+    assert done.stdout.splitlines() == [f"{ids} 2", "[]"]
