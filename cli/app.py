@@ -48,7 +48,7 @@ def run() -> int:
     from quantlab.errors import InputError
 
     try:
-        status = app(standalone_mode=False)
+        status = app(standalone_mode=False, prog_name="quantlab")
     except UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "quantlab"
         raise InputError(f"{error.format_message()} (see: {command} --help)") from None

@@ -55,9 +55,9 @@ def decoded(metadata: dict[str, Any], text: str) -> str:
     [
         ("", []),
         ("a", ["\u2581a"]),
-        ("ab", ["\u2581", "ab"]),  # "ab" ranks before "_a", and "_" + "ab" is no merge of a listed rank yet
+        ("ab", ["\u2581", "ab"]),  # "ab" ranks before "_a"
         ("b", ["\u2581", "b"]),
-        (" a", ["\u2581\u2581", "a"]),
+        (" a", ["\u2581", "\u2581a"]),
         ("  a", ["\u2581\u2581", "\u2581a"]),
         ("ba", ["\u2581", "ba"]),
         ("c c", ["\u2581", "c", "\u2581", "c"]),
@@ -118,7 +118,7 @@ def test_phi_3_swallows_spaces_behind_special_tokens() -> None:
     metadata = sentencepiece_vocabulary(PIECES, {"<|end|>": CONTROL, "<|x|>": USER_DEFINED, "<|endoftext|>": CONTROL})
     text = "<|end|> \n a<|x|>  a<|endoftext|> a"
     assert tokens_of({**metadata, "general.name": "Phi 3"}, text) == tokens_of(metadata, text)
-    expected = ["<|end|>", "\u2581a", "<|x|>", "\u2581a", "<|endoftext|>", "\u2581\u2581", "a"]
+    expected = ["<|end|>", "\u2581a", "<|x|>", "\u2581a", "<|endoftext|>", "\u2581", "\u2581a"]
     assert tokens_of({**metadata, "general.name": "Phi-3 mini"}, text) == expected
 
 
@@ -169,8 +169,7 @@ MERGES = "h e, l l, he ll, \u0120 w, 1 2, 12 3, \u0120 \u0120, a b, b c, ' s, \u
 )
 def test_words_are_cut_before_merges(pre: str | None, text: str, expected: list[str]) -> None:
     metadata = byte_level_vocabulary(MERGES, pre)
-    if metadata["tokenizer.ggml.tokens"].count("hell") == 1:
-        assert tokens_of(metadata, text) == expected
+    assert tokens_of(metadata, text) == expected
     assert decoded(metadata, text) == text
 
 
@@ -190,8 +189,8 @@ CUTS = {
     "gpt-4o": ("camelCase HTTPServer's/\n", ["camel", "Case", " HTTPServer's", "/\n"]),
     "tekken": ("camelCase's 12", ["camel", "Case", "'s", " ", "1", "2"]),
     "deepseek-v3": ("\u4e2d\u6587abc 1234,x", ["\u4e2d\u6587", "abc", " ", "123", "4", ",x"]),
-    "deepseek-llm": ("caf\u00e9 \u4e2d 1234", ["caf\u00e9", " ", "\u4e2d", " ", "1234"]),
-    "deepseek-coder": ("a = 12;\n", ["a", " ", "=", " ", "1", "2", ";", "\n"]),
+    "deepseek-llm": ("caf\u00e9 \u4e2d 1234", ["caf", "\u00e9", " ", "\u4e2d", " ", "1234"]),
+    "deepseek-coder": ("a = 12;\n", ["a", " = ", "1", "2", ";", "\n"]),
     "falcon": ("a1234 + b's", ["a", "123", "4", " ", "+", " b", "'", "s"]),
     "default": ("a1234 `b's", ["a", "123", "4", " `", "b", "'", "s"]),
     "bloom": ("a, b (c).", ["a", ",", " b", " (", "c", ")."]),
@@ -199,7 +198,7 @@ CUTS = {
     "jais-2": ("a" + " " * 7 + "b", ["a", "    ", "  ", " b"]),
     "youtu": ("a\ud55c\uad6d12", ["a", "\ud55c\uad6d", "1", "2"]),
     "exaone-moe": ("go to it 12", ["go to it", " ", "1", "2"]),
-    "chameleon": ("IMGIMGACZ<sentinel:12>\tx", ["IMGIMGACZ", "<sentinel:12>", "\t", "x"]),
+    "chameleon": ("IMGIMGACZx 12\t  y", ["IMGIMGACZ", "x", " ", "1", "2", "\t", "  ", "y"]),
     "superbpe": ("n 1234567", ["n ", "1", "234", "567"]),
     "bailingmoe": ("it's \n\n12", ["it", "'s", " \n\n", "1", "2"]),
     "seed-coder": ("a!\n12", ["a", "!", "\n", "1", "2"]),
@@ -209,7 +208,7 @@ CUTS = {
     "laguna": ("a \n b", ["a", " ", "\n", " b"]),
     "minicpm5": ("a12345", ["a", "123", "45"]),
     "spark2_5": ("a!\n1", ["a", "!", "\n", "1"]),
-    "granite-embed-multi-97m": ("e\u0301Ab", ["e\u0301Ab"]),
+    "granite-embed-multi-97m": ("e\u0301Ab", ["e\u0301", "Ab"]),
     "gemma4": ("a b\n\nc", ["a b", "\n\n", "c"]),
 }
 
@@ -226,7 +225,7 @@ def test_no_way_of_cutting_loses_text(name: str) -> None:
     """Whatever the words are, the tokens make the text again."""
     metadata = byte_level_vocabulary("", name)
     if not PRETOKENIZERS[name].bytewise:
-        metadata["tokenizer.ggml.tokens"] += [f"<0x{byte:02X}>" for byte in range(256)]
+        metadata["tokenizer.ggml.tokens"] += ["\u2581", *(f"<0x{byte:02X}>" for byte in range(256))]
         del metadata["tokenizer.ggml.token_type"]
     tokenizer = tokenizer_from_metadata(metadata, "f")
     texts = [text for text, _ in CUTS.values()]

@@ -110,7 +110,7 @@ def test_what_llama_cpp_does_otherwise_is_said(run: Run, make_model: Callable[..
     ("arguments", "line"),
     [
         (["export", "nothing", "out.gguf", "--to", "gguf"], "nothing: no such folder or file"),
-        (["export", "{model}", "out.gguf"], "Missing option '--to'."),
+        (["export", "{model}", "out.gguf"], "Missing option '--to'. (see: quantlab export --help)"),
         (["export", "{model}", "out", "--to", "gguf"], "out: a GGUF file's name ends in .gguf"),
         (["verify", "nothing"], "nothing: no such folder or file"),
         (["verify", "{model}", "--source", "nothing"], "nothing: no such folder or file"),
