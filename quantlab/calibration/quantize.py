@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from quantlab.checkpoint import Checkpoint, CheckpointWriter, TensorEntry, open_checkpoint, open_writer
+from quantlab.checkpoint.expected_shapes import check_shapes
 from quantlab.checkpoint.export import check_outside
 from quantlab.checkpoint.gguf_file import GgufFile
 from quantlab.checkpoint.reader import read_json
@@ -98,6 +99,7 @@ def quantize_checkpoint(
     recipe = default_recipe(checkpoint.family, chosen, uniform)
     notes: tuple[str, ...] = ()
     check_outside(checkpoint, out)
+    check_shapes(checkpoint)
     plan = {name: _planned_format(checkpoint, recipe, name) for name in checkpoint.names}
     entries = [_planned_entry(checkpoint, name, format) for name, format in plan.items()]
     total = sum(entry.nbytes for entry in entries)

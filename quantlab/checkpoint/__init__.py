@@ -6,4 +6,12 @@ from quantlab.checkpoint.tensors import TensorEntry
 from quantlab.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from quantlab.checkpoint.writer import CheckpointWriter, open_writer
 
-__all__ = ["Checkpoint", "CheckpointWriter", "TensorEntry", "Tokenizer", "load_tokenizer", "open_checkpoint", "open_writer"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointWriter",
+    "TensorEntry",
+    "Tokenizer",
+    "load_tokenizer",
+    "open_checkpoint",
+    "open_writer",
+]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from quantlab.checkpoint.checkpoint import Checkpoint
+from quantlab.checkpoint.expected_shapes import check_shapes
 from quantlab.checkpoint.gguf_checkpoint import GgufCheckpoint
 from quantlab.checkpoint.reader import open_checkpoint
 from quantlab.checkpoint.tensors import TensorEntry, to_fp32
@@ -60,6 +61,7 @@ def export_checkpoint(
         )
     checkpoint = open_checkpoint(model)
     check_outside(checkpoint, out)
+    check_shapes(checkpoint)
     entries = {name: _planned_entry(checkpoint, name) for name in checkpoint.names}
     with open_writer(
         out, tuple(entries.values()), packed_config(checkpoint), companions=checkpoint, replace=overwrite

@@ -72,7 +72,7 @@ class FolderWriter(CheckpointWriter):
 
     def _open(self, stack: contextlib.ExitStack) -> None:
         self.folder = stack.enter_context(atomic_folder(self.destination, self.replace))
-        self._check_disk_space(sum(entry.nbytes for entry in self.entries.values()), self.folder)
+        self._check_disk_space(self.tensor_bytes + self._companion_bytes(), self.folder)
         self._plan_shards()
         for shard in self._shards:
             self._start(shard)
@@ -91,6 +91,12 @@ class FolderWriter(CheckpointWriter):
                 self.add_file(name, content)
         else:
             self.copy_companions(source.path)
+
+    def _companion_bytes(self) -> int:
+        if self.companions is None or not self.companions.path.is_dir():
+            return 0
+        files = (self.companions.path / name for name in COMPANION_FILES)
+        return sum(file.stat().st_size for file in files if file.is_file())
 
     def _store(self, entry: TensorEntry, data: np.ndarray) -> None:
         if self._lies_transposed(entry):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import reprlib
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +179,7 @@ class _Header:
     def _value(self, kind: int, what: str) -> bool | int | float | str:
         if kind == STRING:
             return self._text(what)
-        return self._scalars(kind, 1, what)[0].item()  # type: ignore[no-any-return]
+        return self._scalars(kind, 1, what)[0].item()
 
     def _scalars(self, kind: int, count: int, what: str) -> np.ndarray:
         if kind not in SCALARS:
@@ -229,7 +230,7 @@ class _Header:
     def _read_tensors(self, count: int) -> None:
         alignment = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 20:
-            raise self._fault(f"general.alignment is {alignment!r}, which is no power of two; damaged")
+            raise self._fault(f"general.alignment is {reprlib.repr(alignment)}, which is no power of two; damaged")
         found: list[tuple[int, str, ElementType, tuple[int, ...]]] = []
         names = set()
         for _ in range(count):

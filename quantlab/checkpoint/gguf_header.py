@@ -68,14 +68,19 @@ def serialize_header(metadata: Mapping[str, Any], tensors: Sequence[PlannedTenso
 
 
 def _text(text: str) -> bytes:
-    data = text.encode()
+    data = _utf8(text)
     return struct.pack("<Q", len(data)) + data
+
+
+def _utf8(text: str) -> bytes:
+    """A model's name may be that of a folder whose bytes are no UTF-8; question marks stand for them."""
+    return text.encode("utf-8", "replace")
 
 
 def _value(value: Any) -> tuple[bytes, bytes]:
     """Type and length, then the value."""
     if isinstance(value, str):
-        data = value.encode()
+        data = _utf8(value)
         return struct.pack("<IQ", STRING, len(data)), data
     if isinstance(value, (list, tuple, np.ndarray)):
         return _array(value)

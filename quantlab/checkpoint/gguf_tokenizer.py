@@ -37,7 +37,7 @@ SENTENCEPIECE, BYTE_LEVEL, CHARACTER_LEVEL = "llama", "gpt2", "gemma4"
 KINDS = (SENTENCEPIECE, BYTE_LEVEL, CHARACTER_LEVEL)
 NO_VOCABULARY = ("no_vocab", "none")
 ROLES = ("bos", "eos", "unk", "pad", "sep", "mask")  # of which a folder's settings speak
-LONGEST_TOKEN = 4096  # characters; cutting up a piece takes the square of its length
+LONGEST_TOKEN = 1024  # characters; the longest in use are runs of 128, and a piece is cut up in every way
 # The ids that a file need not state. (llama.cpp has 11 for byte-level vocabularies too, which is Falcon's alone.)
 DEFAULT_IDS = {SENTENCEPIECE: {"bos": 1, "eos": 2, "unk": 0}}
 
@@ -82,11 +82,11 @@ def tokenizer_files(metadata: Mapping[str, Any], source: str) -> dict[str, bytes
         return template_files(values, {})
     tokenizer = tokenizer_from_metadata(metadata, source)
     ids = _read_vocabulary(values, kind).special.ids
-    named = {f"{name}_token": tokenizer.backend.id_to_token(ids[name]) for name in ROLES if name in ids}
+    added = tokenizer.backend.get_added_tokens_decoder()  # transformers would look for others in texts too
     settings = {
         # LlamaTokenizer and its like make normalizer and pre-tokenizer anew instead of reading tokenizer.json.
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{role: token for role, token in named.items() if token is not None},
+        **{f"{role}_token": added[ids[role]].content for role in ROLES if ids.get(role) in added},
         "add_bos_token": tokenizer.bos is not None,
         "add_eos_token": values.flag(ADD_EOS, False),
         "clean_up_tokenization_spaces": False,

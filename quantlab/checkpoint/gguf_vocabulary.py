@@ -101,7 +101,7 @@ class _Source:
         self.types = np.full(rows, UNUSED, dtype=np.int32)
         for token, i in sorted(self.ids.items(), reverse=True):
             self.tokens[i], self.types[i] = token, NORMAL
-        for i in np.flatnonzero(self.types == UNUSED):
+        for i in np.flatnonzero(self.types == UNUSED).tolist():
             while self.tokens[i] in self.ids:
                 self.tokens[i] += "_"
 
@@ -178,7 +178,8 @@ def _vocabulary(source: _Source) -> dict[str, Any]:
         if _rebuilds(metadata, source):
             return metadata
     metadata = {**kinds[0], **common, HUGGINGFACE_JSON: source.json}
-    tokenizer_from_metadata(metadata, str(source.folder))  # what is written can be read
+    if not _rebuilds(metadata, source):
+        raise InputError(f"{source.folder}: its tokenizer is another one once it is written and read; mend it")
     return metadata
 
 

@@ -153,7 +153,10 @@ class GgufWriter(CheckpointWriter):
         if self.companions is None:
             return {"tokenizer.ggml.model": "no_vocab"}
         theirs = {key: value for key, value in self._source_metadata().items() if key.startswith("tokenizer.")}
-        return theirs or vocabulary_metadata(self.companions.path, rows)
+        metadata = theirs or vocabulary_metadata(self.companions.path, rows)
+        if "tokenizer.huggingface.json" in metadata:
+            self.notes.append("tokenizer: on some texts llama.cpp's ids differ; tokenizer.json is in the file as well")
+        return metadata
 
     def _store(self, entry: TensorEntry, data: np.ndarray) -> None:
         name, word = entry.name, self._types[entry.name]

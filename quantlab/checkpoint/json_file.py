@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from quantlab.checkpoint.positioned import open_to_read, read_exactly
+from quantlab.checkpoint.positioned import read_whole
 from quantlab.errors import InputError
 
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # half a pair, or one of two
@@ -28,7 +27,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if not is_there:
         raise InputError(f"{path.parent}: holds no {path.name}; is this a model folder?")
-    content = _read(path)
+    content = read_whole(path, MAX_BYTES)
     try:
         data = parse_json(content)
     except (ValueError, RecursionError):
@@ -36,17 +35,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InputError(f"{path}: not a JSON object")
     return data
-
-
-def _read(path: Path) -> bytes:
-    descriptor = open_to_read(path)
-    try:
-        size = os.fstat(descriptor).st_size
-        if size > MAX_BYTES:
-            raise InputError(f"{path}: has {size} bytes, too many for such a file; download it again")
-        return read_exactly(descriptor, size, 0, path, "the text").tobytes()
-    finally:
-        os.close(descriptor)
 
 
 def parse_json(content: bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:

@@ -63,6 +63,22 @@ def read_into(out: np.ndarray, descriptor: int, offset: int, path: Path, what: s
         done += count
 
 
+def read_whole(path: Path, most: int) -> bytes:
+    """The content of a file of at most so many bytes.
+
+    Raises:
+        InputError: it cannot be opened or read, is no plain file, or is larger.
+    """
+    descriptor = open_to_read(path)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > most:
+            raise InputError(f"{path}: has {size} bytes, too many for such a file; download it again")
+        return read_exactly(descriptor, size, 0, path, "its text").tobytes()
+    finally:
+        os.close(descriptor)
+
+
 def write_all(descriptor: int, data: memoryview, offset: int) -> None:
     """Write `data` at `offset`; the system may take it in pieces."""
     done = 0

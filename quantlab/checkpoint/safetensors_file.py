@@ -65,7 +65,7 @@ def _read_header(descriptor: int, path: Path) -> tuple[dict[str, str], dict[str,
     size = os.fstat(descriptor).st_size
     if size < 8:
         raise InputError(f"{path}: {size} bytes are no safetensors file; download it again")
-    (header_bytes,) = struct.unpack("<Q", read_exactly(descriptor, 8, 0, path, "its header"))
+    (header_bytes,) = struct.unpack("<Q", read_exactly(descriptor, 8, 0, path, "its header").tobytes())
     if header_bytes > min(size - 8, MAX_HEADER_BYTES):
         raise InputError(f"{path}: claims a header of {header_bytes} bytes in a file of {size}; damaged or cut short")
     header = _parse(read_exactly(descriptor, header_bytes, 8, path, "its header").tobytes(), path)

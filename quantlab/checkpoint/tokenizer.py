@@ -15,11 +15,14 @@ from quantlab.checkpoint.source import is_gguf, local_model
 from quantlab.errors import InputError
 
 if TYPE_CHECKING:
+    import sentencepiece
     import tokenizers
 
 
 SPACE = "\u2581"  # SentencePiece's sign for it
 SENTENCEPIECE_PROBE = " A  b, 12\n\u00e9\u0301\ufb01 \U0001f600 "  # spaces, digits, what normalizing changes, bytes
+
+GPT2_END = "<|endoftext|>"
 
 
 class Tokenizer:
@@ -147,11 +150,31 @@ def _from_sentencepiece(folder: Path) -> tokenizers.Tokenizer:
     original = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     settings = folder / "tokenizer_config.json"
     add_bos = read_json(settings).get("add_bos_token", True) if settings.is_file() else True
-    converted = convert_sentencepiece(folder, add_bos=bool(add_bos))
+    converted = _rebuilt(original, bool(add_bos), str(folder))
     ids = original.encode(SENTENCEPIECE_PROBE)
     if converted.encode(SENTENCEPIECE_PROBE, add_special_tokens=False).ids != ids:
         raise ValueError("tokenizer.model is not of Llama's kind; a tokenizer.json is needed")
     return converted
+
+
+def _rebuilt(model: sentencepiece.SentencePieceProcessor, add_bos: bool, source: str) -> tokenizers.Tokenizer:
+    """By way of what a GGUF file would hold of it."""
+    from quantlab.checkpoint.gguf_tokenizer import tokenizer_from_metadata
+
+    pieces = range(model.get_piece_size())
+    kinds = ((model.IsUnknown, 2), (model.IsControl, 3), (model.IsUnused, 5), (model.IsByte, 6))  # llama.cpp's numbers
+    metadata: dict[str, Any] = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [model.IdToPiece(i) for i in pieces],
+        "tokenizer.ggml.scores": [model.GetScore(i) for i in pieces],
+        "tokenizer.ggml.token_type": [next((kind for test, kind in kinds if test(i)), 1) for i in pieces],
+        "tokenizer.ggml.add_bos_token": add_bos,
+        "tokenizer.ggml.add_space_prefix": model.encode("a", out_type=str)[0].startswith(SPACE),
+    }
+    for word, number in (("bos", model.bos_id()), ("eos", model.eos_id()), ("unknown", model.unk_id())):
+        if number >= 0:
+            metadata[f"tokenizer.ggml.{word}_token_id"] = number
+    return tokenizer_from_metadata(metadata, source).backend
 
 
 def convert_sentencepiece(folder: Path, *, add_bos: bool) -> tokenizers.Tokenizer:
@@ -172,9 +195,13 @@ def convert_sentencepiece(folder: Path, *, add_bos: bool) -> tokenizers.Tokenize
 
 def _from_merges(folder: Path) -> tokenizers.Tokenizer:
     """Convert GPT-2's `vocab.json` and `merges.txt`."""
-    from transformers import GPT2Tokenizer
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    backend: tokenizers.Tokenizer = GPT2Tokenizer.from_pretrained(str(folder)).backend_tokenizer
+    backend = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    if backend.token_to_id(GPT2_END) is not None:
+        backend.add_special_tokens([GPT2_END])
     return backend
 
 

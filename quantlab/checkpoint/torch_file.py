@@ -39,10 +39,9 @@ class TorchFile:
             reason = " ".join([f"{type(error).__name__}:", *str(error).splitlines()[:1]])
             raise InputError(f"{path}: no checkpoint of plain tensors: {reason}") from None
         # A pickle may give dictionary and tensors attributes in place of their methods: only their types' own are used.
-        items = list(dict.items(loaded)) if isinstance(loaded, dict) else [("", None)]
-        if not all(isinstance(value, torch.Tensor) for _, value in items):
+        if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in dict.values(loaded)):
             raise InputError(f"{path}: holds something else than named tensors; {WAY_OUT}")
-        self._tensors = {name: torch.Tensor.detach(tensor) for name, tensor in items}
+        self._tensors = {name: torch.Tensor.detach(tensor) for name, tensor in dict.items(loaded)}
         self.metadata: dict[str, str] = {}
         self.entries = {name: _entry(name, tensor, path, self._size) for name, tensor in self._tensors.items()}
 

@@ -233,6 +233,72 @@ def test_a_wrong_entry_is_refused_with_file_and_tensor(tmp_path: Path, entry: ob
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ([10**4000, 10**4000], "U8"),
+        ([1] * 65, "U8"),
+        ([1 << 62, 1 << 62, 0], "F32"),
+        ([0, 1 << 61], "F64"),
+        ([2**65], "U8"),
+    ],
+    ids=["4000 digits", "65 dimensions", "behind a zero", "before a zero", "65 bits"],
+)
+def test_shapes_beyond_arithmetic_are_refused(tmp_path: Path, shape: list[int], dtype: str) -> None:
+    """Python counts on where others overflow, but does not print numbers without end; the library refuses them too."""
+    end = 0 if 0 in shape else 1
+    path = write(tmp_path / "model.safetensors", {"a": field(dtype, shape, [0, end])}, bytes(end))
+    with pytest.raises(InputError) as caught:
+        SafetensorsFile(path)
+    assert str(caught.value).startswith(f"{path}: tensor a: shape [")
+    assert str(caught.value).endswith("] is impossible; damaged")
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[31m", "a\u202eb", "a\0", "", "x" * 1025])
+def test_names_that_a_terminal_would_obey_are_refused(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "model.safetensors", {name: field()}, b"1234")
+    with pytest.raises(InputError) as caught:
+        SafetensorsFile(path)
+    assert str(caught.value) == (f"{path}: tensor name {name[:99]!r} is not 1 to 1024 printable characters; damaged")
+
+
+def test_other_names_are_read(tmp_path: Path) -> None:
+    """Blanks, paths and letters of any script: names are no paths, and mean nothing but themselves."""
+    names = ["../../etc/passwd", "a b", "[/b]", "gr\u00fc\u00dfe.\u4f60\u597d", "x" * 1024]
+    save_file({name: torch.ones(1) for name in names}, tmp_path / "a.safetensors")
+    assert set(SafetensorsFile(tmp_path / "a.safetensors").entries) == set(names)
+
+
+@pytest.mark.parametrize(
+    ("header", "key"),
+    [
+        (
+            b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"a":{"dtype":"U8","shape":[2,2],"data_offsets":[0,4]}}',
+            "a",
+        ),
+        (b'{"a":{"dtype":"U8","dtype":"I8","shape":[4],"data_offsets":[0,4]}}', "dtype"),
+        (b'{"__metadata__":{"k":"1","k":"2"},"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}', "k"),
+    ],
+    ids=["tensor", "field", "metadata"],
+)
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path, header: bytes, key: str) -> None:
+    """One reader would take the first, another the last."""
+    path = write(tmp_path / "model.safetensors", header, b"1234")
+    with pytest.raises(InputError) as caught:
+        SafetensorsFile(path)
+    assert str(caught.value) == f"{path}: {key!r} is there twice in its header; damaged"
+
+
+@pytest.mark.parametrize("text", [b'{"__metadata__":{"k":"\\ud800"}}', b'{"__metadata__":{"k":NaN}}'])
+def test_what_only_python_takes_for_json_is_refused(tmp_path: Path, text: bytes) -> None:
+    """Half of a surrogate pair, and NaN; whole pairs are text."""
+    with pytest.raises(InputError, match="its header is no JSON"):
+        SafetensorsFile(write(tmp_path / "model.safetensors", text))
+    pair = write(tmp_path / "pair.safetensors", b'{"__metadata__":{"k":"\\ud83d\\ude00"}}')
+    assert SafetensorsFile(pair).metadata == {"k": "\U0001f600"}
+
+
 def test_overlapping_tensors_are_refused_by_name(tmp_path: Path) -> None:
     header = {"b": field(offsets=[2, 6]), "a": field(offsets=[0, 4])}
     path = write(tmp_path / "model.safetensors", header, b"123456")

@@ -256,6 +256,47 @@ def test_a_broken_tokenizer_json_is_refused(tmp_path: Path, content: str) -> Non
     assert refusal(tmp_path).startswith(f"{tmp_path / 'tokenizer.json'}: cannot be read: ")
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe{}", b"[" * 100_000, b'{"a": "\\ud800"}'], ids=range(3))
+def test_bytes_that_are_no_json_text_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    assert refusal(tmp_path).startswith(f"{tmp_path / 'tokenizer.json'}: cannot be read: ")
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "config.json", "generation_config.json"])
+def test_bytes_that_are_no_text_beside_a_tokenizer_are_refused(
+    tokenizer_folder: Path, tmp_path: Path, name: str
+) -> None:
+    shutil.copy(tokenizer_folder / "tokenizer.json", tmp_path)
+    (tmp_path / name).write_bytes(b'{"a": "\xff"}')
+    assert refusal(tmp_path) == f"{tmp_path / name}: not valid JSON; download it again"
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("special_tokens", {}), ("single", [{"SpecialToken": {"id": "<none>", "type_id": 0}}])],
+    ids=["no special tokens", "another token"],
+)
+def test_a_template_of_missing_tokens_is_refused(
+    tokenizer_folder: Path, tmp_path: Path, part: str, value: object
+) -> None:
+    """The library finds out as late as at the first text, and panics."""
+    data = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+    data["post_processor"][part] = value
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    assert refusal(tmp_path).startswith(f"{tmp_path / 'tokenizer.json'}: cannot be read: ")
+
+
+def test_a_text_that_the_vocabulary_cannot_say_is_refused(tmp_path: Path) -> None:
+    """A vocabulary of words has no token for others, unless it says so."""
+    words = {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "[UNK]"}
+    content = {"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}, "model": words}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("b a") == [1, 0]
+    with pytest.raises(InputError, match="the model's tokenizer fails on this text: "):
+        tokenizer.encode("b c")
+
+
 @pytest.mark.parametrize(
     "files",
     [

@@ -420,12 +420,13 @@ def started(*arguments: object, **options: Any):
 def write_endless_model(folder: Path) -> Path:
     """A Llama of 400 million weights that takes no space: its safetensors file is a hole behind its header."""
     side, layers = 4096, 24
-    config = {"model_type": "llama", "hidden_size": side, "tie_word_embeddings": True}
+    config = {"model_type": "llama", "hidden_size": side, "num_hidden_layers": layers, "num_attention_heads": 32,
+              "vocab_size": 32, "tie_word_embeddings": True}  # fmt: skip
+    shapes = {f"model.layers.{layer}.self_attn.q_proj.weight": [side, side] for layer in range(layers)}
     header, offset = {}, 0
-    for layer in range(layers):
-        end = offset + 2 * side * side
-        name = f"model.layers.{layer}.self_attn.q_proj.weight"
-        header[name] = {"dtype": "F16", "shape": [side, side], "data_offsets": [offset, end]}
+    for name, (rows, columns) in {"model.embed_tokens.weight": [32, side], **shapes}.items():
+        end = offset + 2 * rows * columns
+        header[name] = {"dtype": "F16", "shape": [rows, columns], "data_offsets": [offset, end]}
         offset = end
     encoded = json.dumps(header).encode()
     folder.mkdir()

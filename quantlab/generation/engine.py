@@ -1,0 +1,108 @@
+"""What engines have in common: a sequence of tokens, its cache, and the logits that follow it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from quantlab.errors import InputError
+from quantlab.generation.sampling import SamplingParams, sample
+
+PREFILL_CHUNK = 512  # tokens per forward pass: bounds the memory of a long prompt
+
+
+class Engine(ABC):
+    """One sequence.
+
+    Attributes:
+        name: what reports call the engine.
+        context: the most tokens that the sequence can have.
+        vocabulary: the number of token ids.
+        tokens: the sequence so far.
+    """
+
+    name: str
+    context: int
+    vocabulary: int
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self._logits: np.ndarray | None = None
+
+    @property
+    def position(self) -> int:
+        """Number of tokens so far."""
+        return len(self.tokens)
+
+    def prefill(self, token_ids: Sequence[int], chunk: int | None = None) -> int:
+        """Make the sequence `token_ids`, keeping the cache of the longest common prefix.
+
+        Returns:
+            How many tokens came from the cache.
+
+        Raises:
+            InputError: no tokens, an id outside the vocabulary, more than the context holds, or a chunk of none.
+        """
+        self._check(token_ids)
+        if chunk is not None and chunk < 1:
+            raise InputError(f"chunk {chunk}: at least 1 token is needed")
+        common = 0
+        for old, new in zip(self.tokens, token_ids, strict=False):
+            if old != new:
+                break
+            common += 1
+        common = min(common, len(token_ids) - 1)  # the last token runs again: its logits are wanted
+        self.rewind(common)
+        step = chunk or PREFILL_CHUNK
+        for start in range(common, len(token_ids), step):
+            self._append(list(token_ids[start : start + step]))
+        return common
+
+    def logits(self) -> np.ndarray:
+        """fp32 [vocabulary] for the next token."""
+        assert self._logits is not None, "prefill first"
+        return self._logits
+
+    def decode(self, params: SamplingParams, max_tokens: int) -> Iterator[int]:
+        """Draw tokens until `max_tokens` or the context's end; one is computed with when the next is asked for."""
+        for count in range(max_tokens):
+            token = sample(self.logits(), self.tokens, params, self.position)
+            yield token
+            if self.position >= self.context or count + 1 == max_tokens:
+                return
+            self._append([token])
+
+    def rewind(self, position: int) -> None:
+        """Forget all tokens from `position` on; those before it stay cached.
+
+        Raises:
+            InputError: the sequence has no such position.
+        """
+        if not 0 <= position <= self.position:
+            raise InputError(f"position {position}: the sequence has {self.position} tokens")
+        if position < self.position:
+            self._forget(position)
+            self._logits = None
+            del self.tokens[position:]
+
+    def _append(self, token_ids: list[int]) -> None:
+        self._logits = self._forward(token_ids)
+        self.tokens.extend(token_ids)
+
+    def _check(self, token_ids: Sequence[int]) -> None:
+        if not len(token_ids):
+            raise InputError("the prompt holds no token")
+        if outside := [i for i in token_ids if not 0 <= i < self.vocabulary]:
+            raise InputError(f"token id {outside[0]} is outside the vocabulary of {self.vocabulary}")
+        if len(token_ids) > self.context:
+            raise InputError(f"the prompt has {len(token_ids)} tokens; the context holds {self.context}")
+
+    @abstractmethod
+    def _forward(self, token_ids: list[int]) -> np.ndarray:
+        """Append to the cache; fp32 [vocabulary] after the last token."""
+
+    @abstractmethod
+    def _forget(self, position: int) -> None:
+        """Drop the cache from `position` on."""
