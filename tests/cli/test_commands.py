@@ -407,10 +407,16 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[Any]) ->
         time.sleep(0.01)
 
 
+def heed_ctrl_c() -> None:
+    """Whoever runs the tests in the background of a shell has Ctrl-C ignored, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def started(*arguments: object, **options: Any):
     """A running command, killed at the end if it is still there."""
-    with subprocess.Popen([*QUANTLAB, *map(str, arguments)], env=environment(), **options) as process:
+    command = [*QUANTLAB, *map(str, arguments)]
+    with subprocess.Popen(command, env=environment(), preexec_fn=heed_ctrl_c, **options) as process:
         try:
             yield process
         finally:
