@@ -6,7 +6,7 @@ import sys
 from typing import Annotated
 
 import typer
-from quantlab.cli.console import print_json, quiet_transformers, use_threads
+from quantlab.cli.console import check_threads, print_json
 from quantlab.cli.options import Config, Engine, Json, Model, Threads
 
 
@@ -31,12 +31,18 @@ def generate(
 
     params = SamplingParams(repetition_penalty, temp, top_k, top_p, min_p, seed)
     text = _standard_input() if prompt == "-" else _checked(prompt)
-    use_threads(threads)
-    quiet_transformers()
+    check_threads(threads)
     from quantlab.generation import generator
 
     result = generator.generate(
-        model, text, max_tokens=max_tokens, params=params, stop=stop or (), on_text=None if json else _show
+        model,
+        text,
+        max_tokens=max_tokens,
+        params=params,
+        stop=stop or (),
+        on_text=None if json else _show,
+        engine=engine,
+        threads=threads,
     )
     if json:
         print_json(result)

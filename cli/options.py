@@ -39,7 +39,7 @@ def _check_engine(engine: str) -> str:
     return engine
 
 
-ENGINES = ("auto", "torch")
+ENGINES = ("auto", "native", "torch")
 
 Model = Annotated[str, typer.Argument(help="Model folder, GGUF file or hub id.", show_default=False)]
 Text = Annotated[Path, typer.Argument(help="UTF-8 text file; lines <|endoftext|> part documents.", show_default=False)]
@@ -57,4 +57,4 @@ Config = Annotated[
         "--config", "-c", help="YAML file of options; the command line wins.", is_eager=True, callback=_apply_config
     ),
 ]
-Engine = Annotated[str, typer.Option("--engine", help="auto or torch.", callback=_check_engine)]
+Engine = Annotated[str, typer.Option("--engine", help="auto, native or torch.", callback=_check_engine)]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from quantlab.evaluation.compare import compare
     from quantlab.evaluation.perplexity import perplexity
     from quantlab.formats import FORMATS, Recipe
+    from quantlab.generation.engines import load_engine
     from quantlab.generation.generator import generate
     from quantlab.generation.sampling import SamplingParams
     from quantlab.loading import load_model
@@ -27,6 +28,7 @@ _HOMES = {
     "SamplingParams": "quantlab.generation.sampling",
     "compare": "quantlab.evaluation.compare",
     "generate": "quantlab.generation.generator",
+    "load_engine": "quantlab.generation.engines",
     "load_model": "quantlab.loading",
     "load_tokenizer": "quantlab.checkpoint",
     "open_checkpoint": "quantlab.checkpoint",
@@ -42,6 +44,7 @@ __all__ = [
     "SamplingParams",
     "compare",
     "generate",
+    "load_engine",
     "load_model",
     "load_tokenizer",
     "open_checkpoint",

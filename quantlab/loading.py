@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,10 +39,11 @@ def load_model(
 
     chosen = dtype or torch.float32
     try:
-        if isinstance(checkpoint, GgufCheckpoint):
-            loaded = _load_gguf(checkpoint, chosen)
-        else:
-            loaded = _load_folder(checkpoint.path, chosen)
+        with _quietly():
+            if isinstance(checkpoint, GgufCheckpoint):
+                loaded = _load_gguf(checkpoint, chosen)
+            else:
+                loaded = _load_folder(checkpoint.path, chosen)
     except InputError:
         raise
     except (ValueError, OSError, RuntimeError) as error:
@@ -49,6 +52,20 @@ def load_model(
     if device is not None:
         loaded.to(device)
     return loaded.eval()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' progress bars: a library does not print."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
 
 
 def _load_folder(folder: Path, dtype: torch.dtype) -> PreTrainedModel:

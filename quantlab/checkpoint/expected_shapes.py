@@ -16,15 +16,16 @@ def check_shapes(checkpoint: Checkpoint) -> None:
     Raises:
         InputError: sizes that are none, or a tensor that is missing or has another shape.
     """
-    faults = list(_faults(checkpoint))
+    where = checkpoint.path / "config.json" if checkpoint.path.is_dir() else checkpoint.path
+    faults = list(_faults(checkpoint, str(where)))
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise InputError(f"{checkpoint.path}: the files are not those of its config.json: {faults[0]}{more}")
 
 
-def _faults(checkpoint: Checkpoint) -> Iterator[str]:
+def _faults(checkpoint: Checkpoint, source: str) -> Iterator[str]:
     row = ROWS[checkpoint.family.model_type]
-    values = row.config_values(checkpoint.config, str(checkpoint.path))
+    values = row.config_values(checkpoint.config, source)
     sizes, vocabulary = sizes_of_config(row, values), values.integer("vocab_size")
     layers: dict[int, set[str]] = {layer: set() for layer in range(sizes.blocks)}
     for name in checkpoint.names:

@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from quantlab.checkpoint import Tokenizer, load_tokenizer
 from quantlab.errors import InputError
+from quantlab.generation.engine import Engine
+from quantlab.generation.engines import open_engine
 from quantlab.generation.sampling import SamplingParams
-
-if TYPE_CHECKING:
-    from quantlab.generation.torch_engine import TorchEngine
 
 FinishReason = Literal["stop", "length"]
 
@@ -50,18 +49,21 @@ def generate(
     params: SamplingParams | None = None,
     stop: Sequence[str] = (),
     on_text: Callable[[str], None] | None = None,
+    engine: str = "auto",
+    threads: int | None = None,
 ) -> Completion:
     """Load `model` and continue `prompt`; see `complete`.
+
+    Args:
+        engine: "auto", "native" or "torch"; see `engines.open_engine`.
+        threads: to compute with; by default one a core.
 
     Raises:
         InputError: the model cannot be loaded, or the prompt or a parameter is wrong.
     """
-    from quantlab.generation.torch_engine import TorchEngine
-    from quantlab.loading import load_model
-
     tokenizer = load_tokenizer(model)
     return complete(
-        TorchEngine(load_model(model)),
+        open_engine(model, engine, threads=threads),
         tokenizer,
         prompt,
         max_tokens=max_tokens,
@@ -72,7 +74,7 @@ def generate(
 
 
 def complete(
-    engine: TorchEngine,
+    engine: Engine,
     tokenizer: Tokenizer,
     prompt: str,
     *,

@@ -5,8 +5,9 @@ also hold the raw bytes of its rows, uint8 [rows, columns * bytes of one], or th
 `element` saying what they are. Arrays are two-dimensional and C-contiguous, at any address; nothing is copied
 silently. Bytes do not depend on the number of threads or on the processor.
 
-The environment variable QUANTLAB_CPU_KERNEL chooses the instruction set, `scalar` or `avx2`, for tests and timing;
-`cpu_kernel` tells which is in use. A value that is unknown, or that the processor cannot run, raises InputError.
+The environment variable QUANTLAB_CPU_KERNEL chooses the instruction set, `scalar`, `avx2` or `avx512`, for tests and
+timing; `cpu_kernel` tells which is in use. A value that is unknown, or that the processor cannot run, raises
+InputError.
 """
 
 from __future__ import annotations
@@ -21,8 +22,21 @@ import numpy as np
 import numpy.typing as npt
 
 import quantlab.native._core as _core
+from quantlab.native._core import Decoder, DecoderSpec, DecoderWeights, PackedMatrix
 
-__all__ = ["Quantized", "cpu_kernel", "default_threads", "dequantize", "quantize", "quantize_checked", "relative_error"]
+__all__ = [
+    "Decoder",
+    "DecoderSpec",
+    "DecoderWeights",
+    "PackedMatrix",
+    "Quantized",
+    "cpu_kernel",
+    "default_threads",
+    "dequantize",
+    "quantize",
+    "quantize_checked",
+    "relative_error",
+]
 
 Blocks = npt.NDArray[np.uint8]
 Array = npt.NDArray[Any]
@@ -168,7 +182,7 @@ def relative_error(sums: npt.NDArray[np.float64]) -> float:
 
 
 def cpu_kernel() -> str:
-    """The kernel in use, "scalar" or "avx2".
+    """The kernel in use: "scalar", "avx2" or "avx512" (whose conversions are those of avx2).
 
     Raises:
         InputError: QUANTLAB_CPU_KERNEL names none, or one that cannot run here.

@@ -97,7 +97,7 @@ def test_generate_in_a_process_of_its_own(quantized: Quantized) -> None:
     params = quantlab.SamplingParams(seed=7)
     twin = quantlab.generate(quantized.folder, "Once upon", max_tokens=12, params=params)
     assert (found["text"], tuple(found["token_ids"])) == (twin.text, twin.token_ids)
-    assert (found["finish_reason"], found["engine"]) == (twin.finish_reason, "torch")
+    assert (found["finish_reason"], found["engine"]) == (twin.finish_reason, "native")
     timings = found["timings"]
     prompt_tokens = len(quantlab.load_tokenizer(quantized.folder).encode("Once upon"))
     assert (timings["prompt_tokens"], timings["cached_tokens"]) == (prompt_tokens, 0)
@@ -155,7 +155,7 @@ def test_generated_text_is_on_stdout_and_its_speed_on_stderr(run: Run, quantized
     arguments = ("generate", quantized.folder, "-p", "Once upon", "-n", 12)
     printed, found = run(*arguments), run(*arguments, "--json").json
     assert printed.out == found["text"] + "\n"
-    assert re.match(r"\[torch engine: \d+ prompt tokens at \d+/s, \d+ generated at ", printed.err)
+    assert re.match(r"\[native engine: \d+ prompt tokens at \d+/s, \d+ generated at ", printed.err)
 
 
 def test_a_seed_gives_the_same_text_and_another_seed_another(run: Run, quantized: Quantized) -> None:
@@ -170,7 +170,20 @@ def test_temperature_zero_takes_the_most_likely_tokens(run: Run, quantized: Quan
     """--temp 0 is transformers' own greedy generation, whatever the seed."""
     import torch
 
-    arguments = ("generate", quantized.folder, "-p", "Once upon", "-n", 10, "--temp", 0, "--json", "--seed")
+    arguments = (
+        "generate",
+        quantized.folder,
+        "-p",
+        "Once upon",
+        "-n",
+        10,
+        "--temp",
+        0,
+        "--engine",
+        "torch",
+        "--json",
+        "--seed",
+    )
     first, second = (run(*arguments, seed).json["token_ids"] for seed in (1, 2))
     ids = torch.tensor([quantlab.load_tokenizer(quantized.folder).encode("Once upon")])
     model = quantlab.load_model(quantized.folder)
@@ -244,7 +257,7 @@ def test_pretrain_reports_its_run(run: Run, prose: Path, tmp_path: Path) -> None
         (["generate", "model", "-p", "a", "--top-p", "1.5"], "top-p must be above 0 and at most 1"),
         (["generate", "model", "-p", "a", "--temp", "nan"], "temperature must be 0 or more"),
         (["generate", "model", "-p", "a", "--seed", "-1"], "seed must be at least 0"),
-        (["generate", "model", "-p", "a", "--engine", "steam"], "--engine steam: choose one of: auto, torch"),
+        (["generate", "model", "-p", "a", "--engine", "steam"], "--engine steam: choose one of: auto, native, torch"),
         (["perplexity", "model", "text", "-t", "0"], "--threads 0: at least 1 is needed"),
         (["generate", "model", "-p", "a\udcff"], "--prompt is not UTF-8 text"),
         (["inspect", "no/such/folder"], "no/such/folder: no such folder or file"),

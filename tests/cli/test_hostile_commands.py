@@ -59,7 +59,7 @@ def refusals(refusal: Callable[..., str], tmp_path_factory: pytest.TempPathFacto
 
 
 READERS = ("inspect", "quantize", "export")  # these read tensors alone
-RUNNERS = ("generate", "perplexity", "compare")  # these build the model
+RUNNERS = ("perplexity", "compare")
 
 
 def copy_of(model: Path, folder: Path) -> Path:
@@ -174,6 +174,26 @@ def test_a_config_that_is_not_of_these_weights(
     folder = copy_of(llama_model, tmp_path / "model")
     change_config(folder, **values)
     assert refusals(folder, *RUNNERS).startswith(f"{folder}{fault}")
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"hidden_size": 128}, ": the files are not those of its config.json: model.embed_tokens.weight is [512, 64]"),
+        ({"num_hidden_layers": 10**9}, "/config.json: num_hidden_layers is 1000000000 instead of a whole number"),
+        ({"vocab_size": 1 << 62}, "/config.json: vocab_size is 4611686018427387904 instead of a whole number"),
+        ({"num_attention_heads": 0}, "/config.json: num_attention_heads is 0 instead of a whole number"),
+        ({"hidden_size": "64"}, "/config.json: hidden_size is '64' instead of a whole number"),
+        ({"rms_norm_eps": [1]}, "/config.json: rms_norm_eps is [1] instead of a positive number"),
+    ],
+    ids=range(6),
+)
+def test_what_needs_no_torch_says_so_too(
+    refusals: Run, llama_model: Path, tmp_path: Path, values: dict[str, Any], fault: str
+) -> None:
+    folder = copy_of(llama_model, tmp_path / "model")
+    change_config(folder, **values)
+    assert refusals(folder, "generate", "quantize").startswith(f"{folder}{fault}")
 
 
 @pytest.mark.parametrize(

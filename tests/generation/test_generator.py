@@ -63,7 +63,9 @@ def test_the_text_is_that_of_the_tokens(engine: TorchEngine, tokenizer: Tokenize
 def test_the_library_function_does_the_same(folder: Path, engine: TorchEngine, tokenizer: Tokenizer) -> None:
     """`quantlab.generate` loads the folder and completes the prompt."""
     pieces: list[str] = []
-    completion = quantlab.generate(folder, PROMPT, max_tokens=12, params=SAMPLED, stop=["zzz"], on_text=pieces.append)
+    completion = quantlab.generate(
+        folder, PROMPT, max_tokens=12, params=SAMPLED, stop=["zzz"], on_text=pieces.append, engine="torch"
+    )
     expected = complete(engine, tokenizer, PROMPT, max_tokens=12, params=SAMPLED)
     assert (completion.text, completion.token_ids) == (expected.text, expected.token_ids)
     assert "".join(pieces) == completion.text

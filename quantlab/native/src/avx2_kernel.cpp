@@ -3,8 +3,7 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include "avx2_vectors.h"
-
-#include <cpuid.h>
+#include "instruction_set.h"
 
 #include <cstring>
 
@@ -268,26 +267,9 @@ struct Avx2Rows {
 
 constexpr Kernel kernel = KernelTable<Avx2Rows>::named("avx2");
 
-// Whether the processor has the instructions, and the operating system keeps the registers they use.
-bool can_run() {
-    constexpr unsigned osxsave = 1u << 27, f16c = 1u << 29;  // leaf 1, ecx
-    constexpr unsigned avx2 = 1u << 5;                       // leaf 7, ebx
-    constexpr unsigned xmm_and_ymm = 6;                      // state components 1 and 2
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c & osxsave) == 0 || (c & f16c) == 0) {
-        return false;
-    }
-    unsigned enabled = 0, unused = 0;
-    __asm__("xgetbv" : "=a"(enabled), "=d"(unused) : "c"(0));
-    return (enabled & xmm_and_ymm) == xmm_and_ymm && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (b & avx2) != 0;
-}
-
 }  // namespace
 
-const Kernel* avx2_kernel() {
-    static const bool is_supported = can_run();
-    return is_supported ? &kernel : nullptr;
-}
+const Kernel* avx2_kernel() { return can_run(InstructionSet::avx2) ? &kernel : nullptr; }
 
 }  // namespace quantlab
 

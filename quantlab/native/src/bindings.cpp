@@ -1,4 +1,7 @@
 // The Python module `_core`: checks numpy arrays and hands them to the block conversions without the interpreter lock.
+#include "engine/decoder_bindings.h"
+#include "engine_bindings.h"
+#include "instruction_set.h"
 #include "matrices.h"
 
 #include <nanobind/nanobind.h>
@@ -60,15 +63,25 @@ quantlab::Element known_element(const std::string& name) {
     throw nb::python_error();
 }
 
-const quantlab::Kernel& kernel() {
-    if (const quantlab::Kernel* chosen = quantlab::chosen_kernel()) {
+// Checks the user's choice of an instruction set.
+quantlab::InstructionSet instruction_set() {
+    if (const auto chosen = quantlab::chosen_instruction_set()) {
         return *chosen;
     }
     const std::string forced = std::getenv(quantlab::kernel_variable);
-    const bool is_known = forced == "avx2";
-    fail_for_user(std::string(quantlab::kernel_variable) + "=" + forced + ": " +
-                  (is_known ? "this processor or build has no AVX2 and F16C" : "there is no such kernel") +
-                  "; set it to scalar" + (is_known ? "" : " or avx2") + ", or unset it");
+    std::string fault = "there is no such kernel";
+    if (forced == quantlab::name_of(quantlab::InstructionSet::avx2)) {
+        fault = "this processor has no AVX2, FMA and F16C";
+    } else if (forced == quantlab::name_of(quantlab::InstructionSet::avx512)) {
+        fault = "this processor has no AVX-512 F, BW, VL and VNNI";
+    }
+    fail_for_user(std::string(quantlab::kernel_variable) + "=" + forced + ": " + fault + "; set it to one of " +
+                  listed(quantlab::instruction_set_names) + ", or unset it");
+}
+
+const quantlab::Kernel& kernel() {
+    instruction_set();
+    return *quantlab::chosen_kernel();
 }
 
 // How many times `unit` goes into `size`, which must be whole.
@@ -173,5 +186,7 @@ NB_MODULE(_core, module) {
                nb::arg("threads"), nb::arg("out").noconvert());
     module.def("row_bytes", &row_bytes, nb::arg("format"), nb::arg("columns"));
     module.def("columns", &columns, nb::arg("format"), nb::arg("row_bytes"));
-    module.def("cpu_kernel", [] { return std::string(kernel().name); });
+    module.def("cpu_kernel", [] { return std::string(quantlab::name_of(instruction_set())); });
+    quantlab::register_engine(module);
+    quantlab::engine::bind_decoder(module);
 }

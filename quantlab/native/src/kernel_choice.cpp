@@ -1,20 +1,17 @@
-// Which variant of the kernels runs: asked anew for every call, so that nothing is kept.
+// Which variant of the conversions runs: asked anew for every call, so that nothing is kept.
+#include "instruction_set.h"
 #include "kernels.h"
 
-#include <cstdlib>
+#include <optional>
 
 namespace quantlab {
 
 const Kernel* chosen_kernel() {
-    const char* forced = std::getenv(kernel_variable);
-    const std::string_view wanted = forced == nullptr ? "" : forced;
-    const Kernel* fastest = avx2_kernel() != nullptr ? avx2_kernel() : &portable_kernel();
-    for (const Kernel* kernel : {fastest, &portable_kernel()}) {
-        if (wanted.empty() || wanted == kernel->name) {
-            return kernel;
-        }
+    const std::optional<InstructionSet> chosen = chosen_instruction_set();
+    if (!chosen) {
+        return nullptr;
     }
-    return nullptr;
+    return *chosen >= InstructionSet::avx2 && avx2_kernel() != nullptr ? avx2_kernel() : &portable_kernel();
 }
 
 }  // namespace quantlab

@@ -75,10 +75,7 @@ const Kernel& portable_kernel();
 // The variant for x86 processors with AVX2 and F16C; nullptr where this build or this processor has none.
 const Kernel* avx2_kernel();
 
-// The environment variable that forces a variant: "scalar" or "avx2".
-inline constexpr const char* kernel_variable = "QUANTLAB_CPU_KERNEL";
-
-// The fastest variant this processor can run, or the forced one; nullptr if that is unknown or cannot run here.
+// That of the chosen instruction set (instruction_set.h), AVX2's for those beyond; nullptr if none is chosen.
 const Kernel* chosen_kernel();
 
 }  // namespace quantlab

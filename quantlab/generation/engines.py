@@ -1,0 +1,73 @@
+"""Which engine runs a model: the native one, or torch for what that does not compute."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from quantlab.checkpoint import open_checkpoint
+from quantlab.checkpoint.expected_shapes import check_shapes
+from quantlab.errors import InputError
+from quantlab.generation.decoder_description import describe
+from quantlab.generation.engine import Engine
+from quantlab.generation.native_engine import NativeEngine, load_native
+
+ENGINES = ("auto", "native", "torch")
+logger = logging.getLogger(__name__)
+
+
+def load_engine(
+    model: str | Path,
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    kv: str = "f16",
+    activations: str = "int8",
+) -> NativeEngine:
+    """Load a model into the native engine.
+
+    Args:
+        model: folder, GGUF file or hub id.
+        threads: to compute with; by default one a core.
+        context: the most tokens of a sequence; by default the model's own, but no more than 4096.
+        kv: element type of the key-value cache: "f16", "f32" or "q8_0".
+        activations: "int8", rounded in blocks of 32 before they meet packed weights, or "f32".
+
+    Raises:
+        InputError: see `open_checkpoint` and `NativeEngine`.
+    """
+    return load_native(model, threads=threads, context=context, kv=kv, activations=activations)
+
+
+def open_engine(
+    model: str | Path, kind: str = "auto", *, threads: int | None = None, context: int | None = None
+) -> Engine:
+    """The engine of that kind; "auto" takes the native one where it can, and else torch, with a warning.
+
+    Raises:
+        InputError: an unknown kind, or a model that cannot be read or that the kind asked for does not compute.
+    """
+    if kind not in ENGINES:
+        raise InputError(f"engine {kind!r}: choose one of: {', '.join(ENGINES)}")
+    if kind == "torch":
+        return _torch_engine(model, threads, context)
+    checkpoint = open_checkpoint(model)
+    check_shapes(checkpoint)
+    if kind == "auto":
+        try:
+            describe(checkpoint.config, str(checkpoint.path))
+        except InputError as reason:
+            logger.warning("torch engine, because the native one does not run this model: %s", reason)
+            return _torch_engine(model, threads, context)
+    return NativeEngine(checkpoint, threads=threads, context=context)
+
+
+def _torch_engine(model: str | Path, threads: int | None, context: int | None) -> Engine:
+    import torch
+
+    from quantlab.generation.torch_engine import TorchEngine
+    from quantlab.loading import load_model
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return TorchEngine(load_model(model), context)

@@ -1,0 +1,283 @@
+"""The native engine: the C++ decoder over packed weights, read from a checkpoint without torch or transformers."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from quantlab import native
+from quantlab.checkpoint import Checkpoint, Tokenizer, load_tokenizer, open_checkpoint
+from quantlab.checkpoint.expected_shapes import check_shapes
+from quantlab.checkpoint.gguf_architectures import head_counts
+from quantlab.checkpoint.tensors import to_fp32
+from quantlab.errors import InputError
+from quantlab.formats import FORMATS
+from quantlab.formats.packing import pack_rows
+from quantlab.generation.decoder_description import ACTIVATIONS, NORMS, Description, describe, rotary_table
+from quantlab.generation.engine import Engine
+
+CACHE_TYPES = ("f32", "f16", "q8_0")  # in the order of the core's enumeration
+ACTIVATION_TYPES = ("int8", "f32")
+DEFAULT_CONTEXT = 4096  # tokens, where the model could hold more: a cache is allocated for all of them
+# GGUF's names of a layer's tensors -> the decoder's; two or three where rows of several lie in one tensor.
+MATRICES = {
+    "attn_q": ("query",),
+    "attn_k": ("key",),
+    "attn_v": ("value",),
+    "attn_qkv": ("query", "key", "value"),
+    "attn_output": ("output",),
+    "ffn_gate": ("gate",),
+    "ffn_up": ("up",),
+    "ffn_down": ("down",),
+    "output": ("head",),
+}
+NORM_NAMES = {
+    "attn_norm": "attention_norm",
+    "attn_q_norm": "query_norm",
+    "attn_k_norm": "key_norm",
+    "post_attention_norm": "attention_post_norm",
+    "ffn_norm": "inner_norm",
+    "post_ffw_norm": "inner_post_norm",
+    "output_norm": "final_norm",
+}
+
+
+class NativeEngine(Engine):
+    """See `Engine`. The same weights and tokens give the same logits, bit for bit, however they are cut into calls.
+
+    Args:
+        checkpoint: float or packed, of any family.
+        threads: to compute with; by default one a core.
+        context: the most tokens; by default the model's own, but no more than 4096.
+        kv: element type of the cache: "f16", "f32" or "q8_0".
+        activations: "int8", rounded in blocks of 32 before they meet packed weights, or "f32".
+
+    Raises:
+        InputError: the model asks for something that the decoder does not compute, its tensors are not those of its
+            configuration, or an argument is wrong.
+    """
+
+    name = "native"
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        threads: int | None = None,
+        context: int | None = None,
+        kv: str = "f16",
+        activations: str = "int8",
+    ) -> None:
+        super().__init__()
+        if kv not in CACHE_TYPES:
+            raise InputError(f"kv {kv!r}: choose one of: {', '.join(CACHE_TYPES)}")
+        if activations not in ACTIVATION_TYPES:
+            raise InputError(f"activations {activations!r}: choose one of: {', '.join(ACTIVATION_TYPES)}")
+        if threads is not None and threads < 1:
+            raise InputError(f"threads {threads}: at least 1 is needed")
+        check_shapes(checkpoint)
+        self._path = checkpoint.path
+        self.description = describe(checkpoint.config, str(checkpoint.path))
+        sizes = self.description.sizes
+        self.context = min(context or DEFAULT_CONTEXT, sizes.context)
+        if self.context < 1:
+            raise InputError(f"context {context}: at least 1 token is needed")
+        self.kv, self.activations = kv, activations
+        loader = _Loader(checkpoint, self.description, self.context)
+        weights = loader.load()
+        self.vocabulary = loader.vocabulary
+        self.fingerprint = loader.fingerprint
+        try:
+            self._decoder = native.Decoder(
+                _spec(self.description, self.vocabulary),
+                weights,
+                self.context,
+                CACHE_TYPES.index(kv),
+                activations == "int8",
+                threads or native.default_threads(),
+            )
+        except ValueError as error:
+            raise InputError(f"{checkpoint.path}: the files are not those of its configuration: {error}") from None
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return load_tokenizer(self._path)
+
+    def logits_of(self, token_ids: Sequence[int]) -> np.ndarray:
+        """fp32 [tokens, vocabulary] after each token of a sequence that starts anew."""
+        self._check(token_ids)
+        self.rewind(0)
+        logits = np.empty((len(token_ids), self.vocabulary), np.float32)
+        self._decoder.append(np.asarray(token_ids, np.int32), logits)
+        self.tokens = list(token_ids)
+        self._logits = logits[-1]
+        return logits
+
+    def _forward(self, token_ids: list[int]) -> np.ndarray:
+        logits = np.empty((1, self.vocabulary), np.float32)
+        self._decoder.append(np.asarray(token_ids, np.int32), logits)
+        return logits[0]
+
+    def _forget(self, position: int) -> None:
+        self._decoder.rewind(position)
+
+
+def load_native(
+    model: str | Path,
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    kv: str = "f16",
+    activations: str = "int8",
+) -> NativeEngine:
+    """Load a model into a native engine; see `NativeEngine`."""
+    return NativeEngine(open_checkpoint(model), threads=threads, context=context, kv=kv, activations=activations)
+
+
+def _spec(description: Description, vocabulary: int) -> native.DecoderSpec:
+    sizes, spec = description.sizes, native.DecoderSpec()
+    spec.layers, spec.hidden, spec.inner = sizes.blocks, sizes.width, sizes.feed_forward
+    spec.heads, spec.kv_heads, spec.head_size = sizes.heads, sizes.kv_heads, sizes.head_dim
+    spec.vocabulary, spec.epsilon = vocabulary, sizes.epsilon
+    spec.norm, spec.activation = NORMS.index(description.norm), ACTIVATIONS.index(description.activation)
+    spec.gated, spec.parallel_residual = description.gated, description.parallel_residual
+    spec.rotated = description.ropes[0].dims if description.ropes else 0
+    spec.embedding_scale, spec.attention_scale = description.embedding_scale, description.attention_scale
+    spec.attention_cap, spec.logit_cap = description.attention_cap, description.logit_cap
+    spec.windows, spec.rope_tables = list(description.windows), list(description.rope_tables)
+    return spec
+
+
+class _Loader:
+    """Moves a checkpoint's tensors into the decoder's weights, some rows at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, description: Description, context: int) -> None:
+        self._checkpoint, self._description, self._context = checkpoint, description, context
+        self._heads = head_counts(checkpoint.config, str(checkpoint.path))
+        self._weights = native.DecoderWeights(description.sizes.blocks)
+        self._hash = zlib.crc32(json.dumps(asdict(description), sort_keys=True).encode())
+        self.vocabulary = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Of description and weights."""
+        return f"{self._hash:08x}"
+
+    def load(self) -> native.DecoderWeights:
+        """Read everything."""
+        family = self._checkpoint.family
+        for name in self._checkpoint.names:
+            stem, _, last = (family.gguf_name(name) or "").rpartition(".")
+            parts = stem.split(".")
+            layer, kind = (int(parts[1]), parts[2]) if parts[0] == "blk" else (0, stem)
+            if layer >= self._description.sizes.blocks:
+                raise InputError(f"{self._checkpoint.path}: tensor {name}: the configuration has no such layer")
+            self._load(name, layer, kind, last)
+        if not self.vocabulary:
+            where = f"{self._checkpoint.path}: the files are not those of its config.json"
+            raise InputError(f"{where}: {family.embedding} is missing")
+        if self._checkpoint.tied:
+            self._weights.set_matrix(0, "head", self._embedding)
+        for rope in self._description.ropes:
+            cosines, sines = rotary_table(rope, self._context)
+            self._weights.add_rotary_table(cosines.reshape(-1), sines.reshape(-1))
+        return self._weights
+
+    def _load(self, name: str, layer: int, kind: str, last: str) -> None:
+        if kind in NORM_NAMES:
+            values = self._vector(name)
+            if last == "weight":
+                self._weights.set_norm(layer, NORM_NAMES[kind], values + np.float32(self._description.norm_offset))
+            else:
+                self._weights.set_norm_bias(layer, NORM_NAMES[kind], values)
+        elif kind == "token_embd":
+            self._embedding = self._matrix(name)
+            self._weights.set_embedding(self._embedding)
+            self.vocabulary = self._checkpoint.shape(name)[0]
+        elif kind == "position_embd":
+            self._weights.set_positions(self._matrix(name))
+        elif last == "weight":
+            for role, rows in self._roles(name, kind):
+                self._weights.set_matrix(layer, role, self._matrix(name, rows))
+        else:
+            values = self._vector(name)
+            for role, rows in self._roles(name, kind):
+                self._weights.set_bias(layer, role, values[rows.start : rows.stop])
+
+    def _roles(self, name: str, kind: str) -> Iterator[tuple[str, range]]:
+        """The decoder's matrices in a tensor, and their rows."""
+        sizes = self._description.sizes
+        rows = self._checkpoint.shape(name)[0]
+        queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+        counts: tuple[int, ...] = (rows,)
+        roles = MATRICES[kind]
+        if kind == "attn_qkv":
+            counts = (queries, keys, keys)
+        elif kind == "ffn_up" and rows == 2 * sizes.feed_forward:
+            roles, counts = ("gate", "up"), (sizes.feed_forward, sizes.feed_forward)
+        if sum(counts) != rows:
+            raise InputError(f"{self._checkpoint.path}: tensor {name}: {rows} rows instead of {sum(counts)}")
+        start = 0
+        for role, count in zip(roles, counts, strict=True):
+            yield role, range(start, start + count)
+            start += count
+
+    def _vector(self, name: str) -> np.ndarray:
+        data = self._checkpoint.read_bytes(name)
+        self._hash = zlib.crc32(data.data, self._hash)
+        values = to_fp32(data, self._checkpoint.entry(name).dtype)
+        order = self._row_order(name)
+        return np.ascontiguousarray(values if order is None else values[order])
+
+    def _row_order(self, name: str) -> np.ndarray | None:
+        """NeoX's queries, keys and values come out of their interleaving; Llama's rows stay as they are."""
+        if self._checkpoint.family.model_type != "gpt_neox":
+            return None
+        return self._checkpoint.family.gguf_rows(name, self._checkpoint.shape(name)[0], self._heads)
+
+    def _matrix(self, name: str, rows: range | None = None) -> native.PackedMatrix:
+        checkpoint = self._checkpoint
+        count, columns = checkpoint.shape(name)
+        rows = range(count) if rows is None else rows
+        word = self._weight_type(name, columns)
+        matrix = native.PackedMatrix(word, len(rows), columns)
+        for start, part in self._parts(name):
+            if rows.start == 0:  # once for a tensor, though it may be read for several matrices
+                self._hash = zlib.crc32(np.ascontiguousarray(part).data, self._hash)
+            first, last = max(start, rows.start), min(start + len(part), rows.stop)
+            if first < last:
+                chosen = self._converted(name, part[first - start : last - start], word)
+                matrix.fill(first - rows.start, np.ascontiguousarray(chosen))
+        return matrix
+
+    def _parts(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        order = self._row_order(name)
+        if order is None:
+            yield from self._checkpoint.read_rows(name)
+        else:
+            yield 0, self._checkpoint.read_bytes(name).reshape(len(order), -1)[order]
+
+    def _weight_type(self, name: str, columns: int) -> str:
+        """What the core computes with: the file's type, or Q8_0 for blocks that it has no kernel for."""
+        word = self._checkpoint.stored_type(name)
+        if word in FORMATS or word in ("f32", "f16", "bf16"):
+            return word
+        return "q8_0" if word != "f64" and columns % 32 == 0 else "f32"
+
+    def _converted(self, name: str, part: np.ndarray, word: str) -> np.ndarray:
+        """uint8 [rows, row bytes] in the type that the core takes."""
+        stored = self._checkpoint.stored_type(name)
+        if word == stored:
+            return part
+        entry = self._checkpoint.entry(name)
+        values = to_fp32(np.ascontiguousarray(part).reshape(-1), entry.dtype).reshape(len(part), -1)
+        if word == "f32":
+            return values.view(np.uint8)
+        return pack_rows(values, FORMATS[word], f"{self._checkpoint.path}: {name}", measure=False).blocks

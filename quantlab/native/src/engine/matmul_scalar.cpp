@@ -1,0 +1,11 @@
+// The specification of the multiplications.
+#include "matmul_kernels.h"
+
+namespace quantlab::engine {
+
+const MatmulKernel& scalar_matmul_kernel() {
+    static constexpr MatmulKernel kernel = matmul_kernel_of<ScalarLanes>();
+    return kernel;
+}
+
+}  // namespace quantlab::engine

@@ -1,0 +1,92 @@
+// A weight matrix in memory as the engine multiplies by it: sixteen rows interleaved, a vector lane for each.
+//
+// The multiplication, for output (token, row), is a formula whose every rounding is given, so that all instruction sets,
+// numbers of threads and numbers of tokens a call give the same bits. A quantized weight is d * code + m, with d and m
+// of its block of 32 columns; the formats without a minimum have m = -8 d, -16 d, -128 d (q8_0's signed code is stored
+// plus 128). From acc = 0, over the blocks in ascending order:
+//
+//   with int8 activations    acc = fma(float(sum of code * activation code), d * scale, acc); acc = fma(m, sum, acc)
+//   with float activations   acc = fma(weight, value, acc), over the columns in ascending order
+//
+// The sum of products is an exact integer below 2^24; `weight` is decoded as the format defines it (kernels.h); `scale`
+// and `sum` are those of Tokens. Weights in f32, f16 and bf16 are always multiplied by float activations.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+namespace quantlab::engine {
+
+enum class WeightType : int { f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0 };
+
+inline constexpr int weight_type_count = 8;
+inline constexpr int block_columns = 32;
+inline constexpr int group_rows = 16;
+
+constexpr bool is_quantized(WeightType type) { return type >= WeightType::q4_0; }
+
+// Bytes of `columns` weights as files (GGUF) hold them.
+std::int64_t file_row_bytes(WeightType type, std::int64_t columns);
+
+// Activations as multiplications read them: row-major, contiguous. `columns` is a multiple of 32 for quantized weights.
+// Fast if aligned to 64 bytes.
+struct Tokens {
+    int count;
+    int columns;
+    const float* values;       // [count][columns]; not read where codes are
+    const std::int8_t* codes;  // [count][columns], -127 to 127, or null: multiply by the values
+    const float* scales;       // [count][columns / 32]
+    const float* sums;         // [count][columns / 32]: scale * (sum of the block's codes), rounded once
+};
+
+// One token's activations in int8, in blocks of 32: scale = max|x| / 127, code = x * (1 / scale) to the nearest whole
+// number, ties to even, sum as in Tokens. A block of zeros, or of numbers so small that 1 / scale is beyond fp32, has
+// codes and sum 0; one with NaN or infinity has codes 0 and scale and sum NaN. `columns` is a multiple of 32.
+//
+// Looks up the instruction set on every call; in a loop take matmul_kernel() once (matmul_kernel.h).
+void quantize_token(const float* values, int columns, std::int8_t* codes, float* scales, float* sums);
+
+struct MatmulKernel;
+
+class PackedMatrix {
+public:
+    // All weights zero. `rows` and `columns` at least 1, columns a multiple of 32 for quantized types. The kernel is the
+    // chosen instruction set's unless given. Throws std::bad_alloc.
+    PackedMatrix(WeightType type, std::int64_t rows, std::int64_t columns);
+    PackedMatrix(WeightType type, std::int64_t rows, std::int64_t columns, const MatmulKernel& kernel);
+    PackedMatrix(PackedMatrix&&) noexcept = default;
+    PackedMatrix& operator=(PackedMatrix&&) noexcept = default;
+    ~PackedMatrix() = default;
+
+    // Takes `rows` rows from `first_row` on, in the file's layout and without gaps. Different threads may fill
+    // different rows at the same time.
+    void fill(std::int64_t first_row, std::int64_t rows, const std::uint8_t* file_rows);
+
+    WeightType type() const { return type_; }
+    std::int64_t rows() const { return rows_; }
+    std::int64_t columns() const { return columns_; }
+    int groups() const { return static_cast<int>((rows_ + group_rows - 1) / group_rows); }
+    std::int64_t group_bytes() const;  // what a multiplication reads of each group
+
+    // Writes out[t * out_stride + row] for the rows of groups first_group to last_group - 1, and nothing else. Threads
+    // share a multiplication by taking different groups. Needs fp32's default environment: see ThreadPool::run.
+    void multiply(const Tokens& x, float* out, std::int64_t out_stride, int first_group, int last_group) const;
+
+    // The weights of one row, decoded.
+    void read_row(std::int64_t row, float* out) const;
+
+private:
+    struct Free {
+        std::size_t bytes;
+        void operator()(std::uint8_t* storage) const;
+    };
+
+    WeightType type_;
+    std::int64_t rows_;
+    std::int64_t columns_;
+    const MatmulKernel* kernel_;
+    std::unique_ptr<std::uint8_t[], Free> storage_;
+};
+
+}  // namespace quantlab::engine

@@ -1,0 +1,271 @@
+// The pool's threads, and how they wait: first spinning, then letting others have the core, then asleep.
+#include "thread_pool.h"
+
+#include "../threads.h"
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+#endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+namespace quantlab::engine {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+// How long a waiting thread keeps its core to itself, and how long it is awake. One that waits for longer at a barrier
+// waits for a thread that has lost its core: asleep, it leaves its own core to that thread.
+constexpr auto spinning = std::chrono::microseconds(20);
+constexpr auto awake_at_barrier = std::chrono::milliseconds(1);
+constexpr auto awake_between_runs = std::chrono::microseconds(70);
+
+// Returns once `word` is not `value`.
+void wait_for_change(const std::atomic<std::uint32_t>& word, std::uint32_t value, bool may_spin,
+                     Clock::duration awake) {
+    constexpr int spins_a_look = 64;  // at the clock, of 10 to 40 ns each
+    for (int i = 0; may_spin && i < spins_a_look; ++i) {
+        if (word.load(std::memory_order_acquire) != value) {
+            return;
+        }
+        relax();
+    }
+    const Clock::time_point start = Clock::now();
+    for (;;) {
+        const Clock::duration waited = Clock::now() - start;
+        if (waited > awake) {
+            word.wait(value, std::memory_order_acquire);
+            return;
+        }
+        for (int i = 0; i < spins_a_look; ++i) {
+            if (word.load(std::memory_order_acquire) != value) {
+                return;
+            }
+            if (may_spin && waited < spinning) {
+                relax();
+            } else {
+                std::this_thread::yield();
+            }
+        }
+    }
+}
+
+// A system call only if a thread sleeps on the word.
+void change(std::atomic<std::uint32_t>& word) {
+    word.fetch_add(1, std::memory_order_release);
+    word.notify_all();
+}
+
+int available_processors() {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) {
+        return CPU_COUNT(&set);
+    }
+#endif
+    return static_cast<int>(std::thread::hardware_concurrency());
+}
+
+// Thrown at barriers when another thread's task has failed; never leaves run().
+struct OtherThreadFailed {};
+
+// A thread is born with the signals its maker lets through: none. Python's handlers run on the main thread.
+class SignalsBlocked {
+public:
+#if defined(__unix__) || defined(__APPLE__)
+    SignalsBlocked() {
+        sigset_t all;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &saved_);
+    }
+    ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &saved_, nullptr); }
+    SignalsBlocked(const SignalsBlocked&) = delete;
+    SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+private:
+    sigset_t saved_;
+#endif
+};
+
+std::int64_t process() {
+#if defined(__unix__) || defined(__APPLE__)
+    return getpid();
+#else
+    return 0;
+#endif
+}
+
+}  // namespace
+
+// The threads of one process. A forked child has this memory, but not the threads: it leaves the object as it is,
+// locks and all, and makes another.
+class ThreadPool::Crew {
+public:
+    explicit Crew(int threads) : process_(process()), wanted_(threads), may_spin_(threads <= available_processors()) {
+        const SignalsBlocked blocked;
+        others_.reserve(static_cast<std::size_t>(threads - 1));
+        for (int thread = 1; thread < threads; ++thread) {
+            try {
+                others_.emplace_back([this, thread] { work(thread); });
+            } catch (const std::exception&) {
+                break;
+            }
+        }
+        size_ = static_cast<int>(others_.size()) + 1;
+    }
+
+    ~Crew() {
+        stopping_ = true;
+        change(runs_);
+        for (std::thread& other : others_) {
+            other.join();
+        }
+    }
+
+    Crew(const Crew&) = delete;
+    Crew& operator=(const Crew&) = delete;
+
+    bool is_of_this_process() const { return process_ == process(); }
+    int wanted() const { return wanted_; }
+    int size() const { return size_; }
+
+    void run(const std::function<void(int)>& task) {
+        const std::lock_guard lock(one_run_);
+        task_ = &task;
+        failure_ = nullptr;
+        failed_.store(false, std::memory_order_relaxed);
+        arrived_.store(0, std::memory_order_relaxed);
+        next_part_.store(0, std::memory_order_relaxed);
+        busy_.store(size_ - 1, std::memory_order_relaxed);
+        const std::uint32_t done = done_.load(std::memory_order_relaxed);
+        if (size_ > 1) {
+            change(runs_);
+        }
+        call(0);
+        if (size_ > 1) {
+            wait_for_change(done_, done, may_spin_, awake_at_barrier);
+        }
+        if (failure_) {
+            std::rethrow_exception(failure_);
+        }
+    }
+
+    // A failed thread comes to no more barriers: it counts as a meeting of all, and those who look later see failed_.
+    void barrier() {
+        const std::uint32_t meeting = meetings_.load(std::memory_order_acquire);
+        if (failed_.load(std::memory_order_relaxed)) {
+            throw OtherThreadFailed();
+        }
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+            arrived_.store(0, std::memory_order_relaxed);
+            next_part_.store(0, std::memory_order_relaxed);
+            change(meetings_);
+        } else {
+            wait_for_change(meetings_, meeting, may_spin_, awake_at_barrier);
+            if (failed_.load(std::memory_order_relaxed)) {
+                throw OtherThreadFailed();
+            }
+        }
+    }
+
+    int next_part() { return next_part_.fetch_add(1, std::memory_order_relaxed); }
+
+private:
+    void work(int thread) {
+        for (std::uint32_t run = 0;; ++run) {
+            wait_for_change(runs_, run, may_spin_, awake_between_runs);
+            if (stopping_) {
+                return;
+            }
+            call(thread);
+            if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+                change(done_);
+            }
+        }
+    }
+
+    void call(int thread) {
+        const DefaultFloatingPoint guard;
+        try {
+            (*task_)(thread);
+        } catch (const OtherThreadFailed&) {  // the other's exception is the one to report
+        } catch (...) {
+            fail(std::current_exception());
+        }
+    }
+
+    void fail(std::exception_ptr failure) {
+        const std::lock_guard lock(one_failure_);
+        if (!failure_) {
+            failure_ = std::move(failure);
+            failed_.store(true, std::memory_order_relaxed);
+            change(meetings_);
+        }
+    }
+
+    const std::int64_t process_;
+    const int wanted_;
+    const bool may_spin_;
+    int size_ = 1;
+    std::vector<std::thread> others_;
+    std::mutex one_run_;
+    std::mutex one_failure_;
+
+    const std::function<void(int)>* task_ = nullptr;
+    std::exception_ptr failure_;
+    bool stopping_ = false;
+
+    // Each in a cache line of its own: threads that spin on one do not slow those that write another.
+    alignas(64) std::atomic<std::uint32_t> runs_ = 0;
+    alignas(64) std::atomic<std::uint32_t> done_ = 0;
+    alignas(64) std::atomic<std::uint32_t> meetings_ = 0;
+    alignas(64) std::atomic<int> busy_ = 0;
+    alignas(64) std::atomic<int> arrived_ = 0;
+    alignas(64) std::atomic<int> next_part_ = 0;
+    std::atomic<bool> failed_ = false;
+};
+
+ThreadPool::ThreadPool(int threads) : crew_(std::make_unique<Crew>(threads)) {}
+
+ThreadPool::~ThreadPool() {
+    if (!crew_->is_of_this_process()) {
+        static_cast<void>(crew_.release());
+    }
+}
+
+int ThreadPool::size() const { return crew_->size(); }
+
+void ThreadPool::barrier() { crew_->barrier(); }
+
+int ThreadPool::next_part() { return crew_->next_part(); }
+
+void ThreadPool::call_on_all(const std::function<void(int)>& task) {
+    if (!crew_->is_of_this_process()) {
+        const int wanted = crew_.release()->wanted();
+        crew_ = std::make_unique<Crew>(wanted);
+    }
+    crew_->run(task);
+}
+
+}  // namespace quantlab::engine

@@ -1,0 +1,176 @@
+// The engine's linear algebra for tests and benchmarks: packed matrices, threads, activations in int8.
+//
+// Callers have checked the user's choice of an instruction set (`cpu_kernel`).
+#include "engine_bindings.h"
+
+#include "engine/packed_matrix.h"
+#include "engine/thread_pool.h"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <string>
+
+namespace nb = nanobind;
+
+namespace quantlab {
+
+namespace {
+
+using engine::PackedMatrix;
+using engine::ThreadPool;
+using engine::Tokens;
+using engine::WeightType;
+
+template <typename Element>
+using Matrix = nb::ndarray<Element, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+constexpr const char* type_names[engine::weight_type_count] = {"f32",  "f16",  "bf16", "q4_0",
+                                                               "q4_1", "q5_0", "q5_1", "q8_0"};
+
+[[noreturn]] void fail(const std::string& message) { throw nb::value_error(message.c_str()); }
+
+void require(bool condition, const std::string& message) {
+    if (!condition) {
+        fail(message);
+    }
+}
+
+WeightType known_type(const std::string& name) {
+    for (int i = 0; i < engine::weight_type_count; ++i) {
+        if (name == type_names[i]) {
+            return static_cast<WeightType>(i);
+        }
+    }
+    fail("unknown weight type '" + name + "'");
+}
+
+template <typename Element>
+void check_shape(const char* subject, const Matrix<Element>& array, std::int64_t rows, std::int64_t columns) {
+    const auto held_rows = static_cast<std::int64_t>(array.shape(0));
+    const auto held_columns = static_cast<std::int64_t>(array.shape(1));
+    require(held_rows == rows && held_columns == columns,
+            std::string(subject) + " has shape [" + std::to_string(held_rows) + ", " + std::to_string(held_columns) +
+                "]; expected [" + std::to_string(rows) + ", " + std::to_string(columns) + "]");
+}
+
+int checked_columns(std::int64_t columns) {
+    require(columns % engine::block_columns == 0, std::to_string(columns) + " columns are not a multiple of 32");
+    return static_cast<int>(columns);
+}
+
+PackedMatrix* new_matrix(PackedMatrix* place, const std::string& type_name, std::int64_t rows, std::int64_t columns) {
+    constexpr std::int64_t most = std::numeric_limits<int>::max() / 2;
+    const WeightType type = known_type(type_name);
+    require(rows >= 1 && rows <= most, "a matrix cannot have " + std::to_string(rows) + " rows");
+    require(columns >= 1 && columns <= most, "a matrix cannot have " + std::to_string(columns) + " columns");
+    if (engine::is_quantized(type)) {
+        checked_columns(columns);
+    }
+    return new (place) PackedMatrix(type, rows, columns);
+}
+
+void fill(PackedMatrix& matrix, std::int64_t first_row, const Matrix<const std::uint8_t>& rows) {
+    const auto count = static_cast<std::int64_t>(rows.shape(0));
+    check_shape("rows", rows, count, engine::file_row_bytes(matrix.type(), matrix.columns()));
+    require(first_row >= 0 && count <= matrix.rows() - first_row,
+            "no rows " + std::to_string(first_row) + " to " + std::to_string(first_row + count) + " in a matrix of " +
+                std::to_string(matrix.rows()));
+    nb::gil_scoped_release unlocked;
+    matrix.fill(first_row, count, rows.data());
+}
+
+void multiply(const PackedMatrix& matrix, ThreadPool& pool, const Tokens& x, const Matrix<float>& out, int first_group,
+              int last_group) {
+    check_shape("out", out, x.count, matrix.rows());
+    require(first_group >= 0 && first_group <= last_group && last_group <= matrix.groups(),
+            "no groups " + std::to_string(first_group) + " to " + std::to_string(last_group) + " in a matrix of " +
+                std::to_string(matrix.groups()));
+    nb::gil_scoped_release unlocked;
+    pool.run([&](int thread) {
+        const std::int64_t groups = last_group - first_group;
+        const auto first = first_group + static_cast<int>(groups * thread / pool.size());
+        const auto last = first_group + static_cast<int>(groups * (thread + 1) / pool.size());
+        matrix.multiply(x, out.data(), matrix.rows(), first, last);
+    });
+}
+
+void multiply_values(const PackedMatrix& matrix, ThreadPool& pool, const Matrix<const float>& values,
+                     const Matrix<float>& out, int first_group, int last_group) {
+    const auto count = static_cast<int>(values.shape(0));
+    check_shape("values", values, count, matrix.columns());
+    const Tokens x{count, static_cast<int>(matrix.columns()), values.data(), nullptr, nullptr, nullptr};
+    multiply(matrix, pool, x, out, first_group, last_group);
+}
+
+void multiply_codes(const PackedMatrix& matrix, ThreadPool& pool, const Matrix<const std::int8_t>& codes,
+                    const Matrix<const float>& scales, const Matrix<const float>& sums, const Matrix<float>& out,
+                    int first_group, int last_group) {
+    require(engine::is_quantized(matrix.type()), "codes multiply quantized weights only");
+    const auto count = static_cast<int>(codes.shape(0));
+    const std::int64_t blocks = matrix.columns() / engine::block_columns;
+    check_shape("codes", codes, count, matrix.columns());
+    check_shape("scales", scales, count, blocks);
+    check_shape("sums", sums, count, blocks);
+    const std::int8_t* end = codes.data() + codes.size();
+    require(std::find(codes.data(), end, std::numeric_limits<std::int8_t>::min()) == end, "a code is -128");
+    const Tokens x{count,       static_cast<int>(matrix.columns()), nullptr, codes.data(), scales.data(),
+                   sums.data()};
+    multiply(matrix, pool, x, out, first_group, last_group);
+}
+
+void read_row(const PackedMatrix& matrix, std::int64_t row, const Matrix<float>& out) {
+    require(row >= 0 && row < matrix.rows(), "no row " + std::to_string(row));
+    check_shape("out", out, 1, matrix.columns());
+    matrix.read_row(row, out.data());
+}
+
+void quantize_tokens(const Matrix<const float>& values, const Matrix<std::int8_t>& codes, const Matrix<float>& scales,
+                     const Matrix<float>& sums) {
+    const auto count = static_cast<std::int64_t>(values.shape(0));
+    const int columns = checked_columns(static_cast<std::int64_t>(values.shape(1)));
+    const int blocks = columns / engine::block_columns;
+    check_shape("codes", codes, count, columns);
+    check_shape("scales", scales, count, blocks);
+    check_shape("sums", sums, count, blocks);
+    for (std::int64_t t = 0; t < count; ++t) {
+        engine::quantize_token(values.data() + t * columns, columns, codes.data() + t * columns,
+                               scales.data() + t * blocks, sums.data() + t * blocks);
+    }
+}
+
+ThreadPool* new_pool(ThreadPool* place, int threads) {
+    require(threads >= 1 && threads <= 1024, "cannot use " + std::to_string(threads) + " threads");
+    return new (place) ThreadPool(threads);
+}
+
+}  // namespace
+
+void register_engine(nb::module_& module) {
+    nb::class_<ThreadPool>(module, "ThreadPool")
+        .def("__init__", [](ThreadPool* place, int threads) { new_pool(place, threads); }, nb::arg("threads"))
+        .def_prop_ro("size", &ThreadPool::size);
+    nb::class_<PackedMatrix>(module, "PackedMatrix")
+        .def(
+            "__init__",
+            [](PackedMatrix* place, const std::string& type, std::int64_t rows, std::int64_t columns) {
+                new_matrix(place, type, rows, columns);
+            },
+            nb::arg("type"), nb::arg("rows"), nb::arg("columns"))
+        .def_prop_ro("groups", &PackedMatrix::groups)
+        .def_prop_ro("bytes", [](const PackedMatrix& matrix) { return matrix.groups() * matrix.group_bytes(); })
+        .def("fill", &fill, nb::arg("first_row"), nb::arg("rows").noconvert())
+        .def("multiply_values", &multiply_values, nb::arg("pool"), nb::arg("values").noconvert(),
+             nb::arg("out").noconvert(), nb::arg("first_group"), nb::arg("last_group"))
+        .def("multiply_codes", &multiply_codes, nb::arg("pool"), nb::arg("codes").noconvert(),
+             nb::arg("scales").noconvert(), nb::arg("sums").noconvert(), nb::arg("out").noconvert(),
+             nb::arg("first_group"), nb::arg("last_group"))
+        .def("read_row", &read_row, nb::arg("row"), nb::arg("out").noconvert());
+    module.def("quantize_tokens", &quantize_tokens, nb::arg("values").noconvert(), nb::arg("codes").noconvert(),
+               nb::arg("scales").noconvert(), nb::arg("sums").noconvert());
+}
+
+}  // namespace quantlab
