@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantlab.cli.console import print_json, progress, quiet_transformers, use_threads
+from quantlab.cli.console import check_threads, print_json, progress
 from quantlab.cli.options import Config, Context, Engine, Json, Model, Stride, Text, Threads
 
 
@@ -17,12 +17,13 @@ def perplexity(
     json: Json = False,
 ) -> None:
     """Measure how well a model predicts a text."""
-    use_threads(threads)
-    quiet_transformers()
+    check_threads(threads)
     from quantlab.evaluation import perplexity as evaluation
 
     with progress("perplexity", "tokens") as report:
-        result = evaluation.perplexity(model, text, context=context, stride=stride, progress=report)
+        result = evaluation.perplexity(
+            model, text, context=context, stride=stride, engine=engine, threads=threads, progress=report
+        )
     if json:
         print_json(result)
         return

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from quantlab.checkpoint import load_tokenizer
 from quantlab.divergence import mean_and_stderr, negative_log_likelihood, perplexity_of
 from quantlab.errors import InputError
+from quantlab.evaluation.scorers import open_scorer
 from quantlab.evaluation.windows import batches, scored_positions, text_windows
 
 if TYPE_CHECKING:
@@ -38,30 +39,30 @@ def perplexity(
     *,
     context: int = 512,
     stride: int | None = None,
+    engine: str = "auto",
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> PerplexityResult:
-    """Score every token of `text` once; see `windows.text_windows` for what precedes each.
+    """Score every token of `text` once, in float activations; see `windows.text_windows` for what precedes each.
+
+    `engine` is "auto", "native" or "torch"; `threads` by default one a core.
 
     Raises:
         InputError: the model or the text cannot be read, or the context is longer than the model's.
     """
-    from quantlab.evaluation.forward import window_logits
-    from quantlab.loading import load_model
-
     tokenizer = load_tokenizer(model)
     windows = text_windows(text, tokenizer, context, stride)
-    loaded = load_model(model)
-    vocabulary = check_limits(loaded, context)
+    scorer = open_scorer(model, engine, context, threads)
     values, done, total = [], 0, sum(window.scored for window in windows)
-    for batch in batches(windows, vocabulary):
-        for logits, window in zip(window_logits(loaded, batch), batch, strict=True):
+    for batch in batches(windows, scorer.vocabulary):
+        for logits, window in zip(scorer.logits(batch), batch, strict=True):
             values.append(negative_log_likelihood(*scored_positions(logits, window)))
             done += window.scored
         if progress is not None:
             progress(done, total, f"perplexity {perplexity_of(sum(float(v.sum()) for v in values) / done):.3f}")
     nll, stderr = mean_and_stderr(values)
     value = perplexity_of(nll)
-    return PerplexityResult(value, nll, stderr, value * stderr, total, "torch")
+    return PerplexityResult(value, nll, stderr, value * stderr, total, scorer.name)
 
 
 def check_limits(model: PreTrainedModel, context: int) -> int:

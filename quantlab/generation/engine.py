@@ -57,7 +57,7 @@ class Engine(ABC):
         self.rewind(common)
         step = chunk or PREFILL_CHUNK
         for start in range(common, len(token_ids), step):
-            self._append(list(token_ids[start : start + step]))
+            self.append(list(token_ids[start : start + step]))
         return common
 
     def logits(self) -> np.ndarray:
@@ -72,7 +72,7 @@ class Engine(ABC):
             yield token
             if self.position >= self.context or count + 1 == max_tokens:
                 return
-            self._append([token])
+            self.append([token])
 
     def rewind(self, position: int) -> None:
         """Forget all tokens from `position` on; those before it stay cached.
@@ -87,7 +87,8 @@ class Engine(ABC):
             self._logits = None
             del self.tokens[position:]
 
-    def _append(self, token_ids: list[int]) -> None:
+    def append(self, token_ids: list[int]) -> None:
+        """Add tokens to the sequence, whose ids and number have been checked."""
         self._logits = self._forward(token_ids)
         self.tokens.extend(token_ids)
 

@@ -40,9 +40,17 @@ def load_engine(
 
 
 def open_engine(
-    model: str | Path, kind: str = "auto", *, threads: int | None = None, context: int | None = None
+    model: str | Path,
+    kind: str = "auto",
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    kv: str = "f16",
+    activations: str = "int8",
 ) -> Engine:
     """The engine of that kind; "auto" takes the native one where it can, and else torch, with a warning.
+
+    `kv` and `activations` are the native one's; see `load_engine`. Torch computes in fp32.
 
     Raises:
         InputError: an unknown kind, or a model that cannot be read or that the kind asked for does not compute.
@@ -59,7 +67,7 @@ def open_engine(
         except InputError as reason:
             logger.warning("torch engine, because the native one does not run this model: %s", reason)
             return _torch_engine(model, threads, context)
-    return NativeEngine(checkpoint, threads=threads, context=context)
+    return NativeEngine(checkpoint, threads=threads, context=context, kv=kv, activations=activations)
 
 
 def _torch_engine(model: str | Path, threads: int | None, context: int | None) -> Engine:

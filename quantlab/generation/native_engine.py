@@ -93,6 +93,7 @@ class NativeEngine(Engine):
         weights = loader.load()
         self.vocabulary = loader.vocabulary
         self.fingerprint = loader.fingerprint
+        self.weight_bytes = loader.weight_bytes
         try:
             self._decoder = native.Decoder(
                 _spec(self.description, self.vocabulary),
@@ -164,6 +165,7 @@ class _Loader:
         self._weights = native.DecoderWeights(description.sizes.blocks)
         self._hash = zlib.crc32(json.dumps(asdict(description), sort_keys=True).encode())
         self.vocabulary = 0
+        self.weight_bytes = 0
 
     @property
     def fingerprint(self) -> str:
@@ -200,12 +202,15 @@ class _Loader:
         elif kind == "token_embd":
             self._embedding = self._matrix(name)
             self._weights.set_embedding(self._embedding)
+            self.weight_bytes += self._embedding.bytes if self._checkpoint.tied else 0  # else one row of it is read
             self.vocabulary = self._checkpoint.shape(name)[0]
         elif kind == "position_embd":
             self._weights.set_positions(self._matrix(name))
         elif last == "weight":
             for role, rows in self._roles(name, kind):
-                self._weights.set_matrix(layer, role, self._matrix(name, rows))
+                matrix = self._matrix(name, rows)
+                self._weights.set_matrix(layer, role, matrix)
+                self.weight_bytes += matrix.bytes
         else:
             values = self._vector(name)
             for role, rows in self._roles(name, kind):

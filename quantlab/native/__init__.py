@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 import quantlab.native._core as _core
-from quantlab.native._core import Decoder, DecoderSpec, DecoderWeights, PackedMatrix
+from quantlab.native._core import Decoder, DecoderSpec, DecoderWeights, PackedMatrix, read_bandwidth
 
 __all__ = [
     "Decoder",
@@ -35,6 +35,7 @@ __all__ = [
     "dequantize",
     "quantize",
     "quantize_checked",
+    "read_bandwidth",
     "relative_error",
 ]
 

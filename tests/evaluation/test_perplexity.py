@@ -51,7 +51,7 @@ def plain_losses(model, tokenizer, text: Path, context: int, stride: int | None 
     return losses
 
 
-def assert_is(result, losses: list[torch.Tensor]) -> None:
+def assert_is(result, losses: list[torch.Tensor], engine: str = "native") -> None:
     every = torch.cat(losses)
     nll = every.mean().item()
     assert result.tokens == len(every)
@@ -61,7 +61,7 @@ def assert_is(result, losses: list[torch.Tensor]) -> None:
     stderr = (len(losses) / (len(losses) - 1) * residuals.square().sum()).sqrt().item() / len(every)
     assert result.stderr == pytest.approx(stderr, rel=1e-3)
     assert result.perplexity_stderr == pytest.approx(math.exp(nll) * stderr, rel=1e-3)
-    assert result.engine == "torch"
+    assert result.engine == engine
 
 
 @pytest.mark.parametrize(("context", "stride"), [(128, None), (33, None), (33, 8), (20, 19), (2, None)])
@@ -70,7 +70,10 @@ def test_it_is_the_plain_computation(float_model: Path, text: Path, context: int
     model = AutoModelForCausalLM.from_pretrained(float_model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(float_model)
     result = perplexity(float_model, text, context=context, stride=stride)
-    assert_is(result, plain_losses(model, tokenizer, text, context, stride))
+    losses = plain_losses(model, tokenizer, text, context, stride)
+    assert_is(result, losses)
+    if stride is None:
+        assert_is(perplexity(float_model, text, context=context, engine="torch"), losses, "torch")
 
 
 @pytest.mark.parametrize("stride", [None, 10])

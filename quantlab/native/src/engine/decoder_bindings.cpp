@@ -1,6 +1,7 @@
 // The decoder's Python door: arrays in and out, errors as exceptions, the interpreter free while it works.
 #include "decoder_bindings.h"
 
+#include "bandwidth.h"
 #include "decoder.h"
 
 #include <nanobind/nanobind.h>
@@ -100,6 +101,15 @@ void bind_decoder(nb::module_& module) {
             w.cosines.push_back(copied(cosines));
             w.sines.push_back(copied(sines));
         });
+
+    module.def(
+        "read_bandwidth",
+        [](std::int64_t bytes, int threads, int passes) {
+            if (bytes < 1 || threads < 1 || passes < 1) throw nb::value_error("bytes, threads and passes must be positive");
+            const nb::gil_scoped_release free;
+            return read_bandwidth(bytes, threads, passes);
+        },
+        nb::arg("bytes"), nb::arg("threads"), nb::arg("passes"));
 
     nb::class_<Decoder>(module, "Decoder")
         .def("__init__",

@@ -38,6 +38,8 @@ struct DecoderOps {
     void (*store_key)(CacheType type, std::uint8_t* keys, int position, const float* key, int head_size);
     void (*store_value)(CacheType type, std::uint8_t* values, int position, const float* value, int head_size);
     void (*attend)(CacheType type, const AttentionTask& task);
+    // The sum of n floats, a multiple of 128, read as fast as this instruction set can.
+    float (*sum)(const float* x, std::int64_t n);
 };
 
 const DecoderOps& scalar_decoder_ops();

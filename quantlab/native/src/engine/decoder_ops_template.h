@@ -290,9 +290,19 @@ struct DecoderOpsOver {
         }
     }
 
+    static float sum(const float* x, std::int64_t n) {
+        constexpr int streams = 4;
+        L sums[streams];
+        for (int s = 0; s < streams; ++s) sums[s] = L::zero();
+        for (std::int64_t i = 0; i < n; i += 16 * streams) {
+            for (int s = 0; s < streams; ++s) sums[s] = sums[s] + L::load(x + i + 16 * s);
+        }
+        return ((sums[0] + sums[1]) + (sums[2] + sums[3])).fold_sum();
+    }
+
     static constexpr DecoderOps ops() {
-        return {rms_norm, layer_norm, add,       scale,       cap,
-                rotate,   activate,   store_key, store_value, attend};
+        return {rms_norm, layer_norm, add,       scale,       cap,    rotate,
+                activate, store_key,  store_value, attend, sum};
     }
 };
 

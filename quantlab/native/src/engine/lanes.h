@@ -23,14 +23,14 @@
 // For multiplications by quantized weights (packed_matrix.h) there are the codes of sixteen rows and four columns:
 //
 //   L::load_codes(const uint8_t*) -> L::Codes       64 bytes, four of each row
-//   L::store_codes(c, uint8_t*)
 //   L::low_nibbles(c)  L::high_nibbles(c)           of each byte
 //   L::fifth_bits(c, bit)                           that bit of each byte, moved to bit 4
 //   a | b
 //   L::column(c, i)                                 byte i of each row's four, 0 to 255, as lanes
 //   L::Dot<bits>                                    the sum over 32 columns of code * activation, exact
-//       add(c, i, const int8_t* four)               for i from 0 to 7 in this order, codes below 2^bits,
-//                                                   activations from -127 to 127
+//       add(c, i, const int8_t* four)               for i = 0 to 7 in this order, codes below 2^bits, activations from
+//                                                   -127 to 127; where L::planes<bits> is 2, all the low nibbles
+//                                                   first, then the high ones for i = 8 to 15
 //       total() -> L
 //
 // A file compiled for an instruction set sees that one's class and ScalarLanes. Every member is inlined always:
@@ -39,8 +39,10 @@
 
 #if defined(__GNUC__)
 #define QUANTLAB_INLINE __attribute__((always_inline)) inline
+#define QUANTLAB_INLINE_LAMBDA __attribute__((always_inline))
 #else
 #define QUANTLAB_INLINE inline
+#define QUANTLAB_INLINE_LAMBDA
 #endif
 
 namespace quantlab::engine {

@@ -13,11 +13,11 @@ class AvxLanes {
 public:
     using L = AvxLanes;
     static constexpr const char* name = "avx2";
-    // Of 16 registers a token takes two for its sums (four with codes of more than 4 bits), the weights two, the
-    // activations one. A processor completes two multiply-adds a cycle after four cycles.
-    template <int bits>
-    static constexpr int code_tile = has_vnni || bits == 4 ? 4 : 2;
+    // Of 16 registers a token takes two for its sums, the weights two, the activations one. A processor completes two
+    // multiply-adds a cycle after four cycles.
+    static constexpr int code_tile = 4;
     static constexpr int value_tile = 6;
+    static constexpr int code_groups = 2;
     static constexpr int groups_at_once = 4;
 
     QUANTLAB_INLINE AvxLanes() = default;
@@ -156,12 +156,6 @@ public:
         return {_mm256_loadu_si256(vectors), _mm256_loadu_si256(vectors + 1)};
     }
 
-    static QUANTLAB_INLINE void store_codes(Codes codes, std::uint8_t* bytes) {
-        auto* vectors = reinterpret_cast<__m256i*>(bytes);
-        _mm256_storeu_si256(vectors, codes.low);
-        _mm256_storeu_si256(vectors + 1, codes.high);
-    }
-
     static QUANTLAB_INLINE Codes low_nibbles(Codes codes) { return masked(codes, 0x0f); }
     static QUANTLAB_INLINE Codes high_nibbles(Codes codes) {
         return masked({_mm256_srli_epi16(codes.low, 4), _mm256_srli_epi16(codes.high, 4)}, 0x0f);
@@ -179,66 +173,66 @@ public:
                 _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(codes.high, 8 * i), byte))};
     }
 
+    template <int bits>
+    static constexpr int planes = has_vnni || bits <= 5 ? 1 : 2;
+
     // Pairs of products are added in 16 bits, where a pair is at most 2 * 127 * (2^bits - 1) in size: all eight of
-    // them fit with 4 bits, four with 5. Codes of 8 bits are multiplied as two nibbles.
+    // them fit with 4 bits, four with 5.
     template <int bits>
     class Dot {
     public:
         static_assert(bits == 4 || bits == 5 || bits == 8);
 
-        QUANTLAB_INLINE void add(Codes codes, int i, const std::int8_t* four) {
+        QUANTLAB_INLINE void add(Codes codes, [[maybe_unused]] int i, const std::int8_t* four) {
             std::int32_t packed;
             std::memcpy(&packed, four, sizeof packed);
             const __m256i activations = _mm256_set1_epi32(packed);
             if constexpr (has_vnni) {
-                add_products(sums_[0], codes, activations);
-            } else if constexpr (bits == 8) {
-                add_pairs(sums_[0], low_nibbles(codes), activations);
-                add_pairs(sums_[1], high_nibbles(codes), activations);
+                add_products(codes, activations);
             } else {
-                add_pairs(sums_[bits == 5 ? i / 4 : 0], codes, activations);
+                if (bits > 4 && i == full) {
+                    wide_ = widened(1);
+                    pairs_ = Codes{};
+                }
+                pairs_.low = _mm256_add_epi16(pairs_.low, _mm256_maddubs_epi16(codes.low, activations));
+                pairs_.high = _mm256_add_epi16(pairs_.high, _mm256_maddubs_epi16(codes.high, activations));
+                keep_order();
             }
         }
 
         QUANTLAB_INLINE L total() const {
-            if constexpr (has_vnni) {
-                return {_mm256_cvtepi32_ps(sums_[0].low), _mm256_cvtepi32_ps(sums_[0].high)};
-            } else {
-                return {_mm256_cvtepi32_ps(total_of(&Codes::low)), _mm256_cvtepi32_ps(total_of(&Codes::high))};
+            Codes sums = wide_;
+            if constexpr (!has_vnni) {
+                const Codes rest = widened(bits == 8 ? 16 : 1);
+                sums = {_mm256_add_epi32(sums.low, rest.low), _mm256_add_epi32(sums.high, rest.high)};
             }
+            return {_mm256_cvtepi32_ps(sums.low), _mm256_cvtepi32_ps(sums.high)};
         }
 
     private:
-        static QUANTLAB_INLINE void add_pairs(Codes& sums, Codes codes, __m256i activations) {
-            sums.low = _mm256_add_epi16(sums.low, _mm256_maddubs_epi16(codes.low, activations));
-            sums.high = _mm256_add_epi16(sums.high, _mm256_maddubs_epi16(codes.high, activations));
-            keep_order(sums);
+        static constexpr int full = bits == 5 ? 4 : 8;  // additions to pairs_
+
+        QUANTLAB_INLINE void add_products([[maybe_unused]] Codes codes, [[maybe_unused]] __m256i activations) {
+#if defined(__AVXVNNI__)
+            wide_.low = _mm256_dpbusd_avx_epi32(wide_.low, codes.low, activations);
+            wide_.high = _mm256_dpbusd_avx_epi32(wide_.high, codes.high, activations);
+#endif
         }
 
-        static QUANTLAB_INLINE void add_products([[maybe_unused]] Codes& sums, [[maybe_unused]] Codes codes,
-                                                 [[maybe_unused]] __m256i activations) {
-#if defined(__AVXVNNI__)
-            sums.low = _mm256_dpbusd_avx_epi32(sums.low, codes.low, activations);
-            sums.high = _mm256_dpbusd_avx_epi32(sums.high, codes.high, activations);
-#endif
+        QUANTLAB_INLINE Codes widened(short factor) const {
+            const __m256i factors = _mm256_set1_epi16(factor);
+            return {_mm256_madd_epi16(pairs_.low, factors), _mm256_madd_epi16(pairs_.high, factors)};
         }
 
         // Keeps the compiler from adding in another order, with more products at hand than there are registers.
-        static QUANTLAB_INLINE void keep_order([[maybe_unused]] Codes& sums) {
+        QUANTLAB_INLINE void keep_order() {
 #if defined(__GNUC__)
-            __asm__("" : "+x"(sums.low), "+x"(sums.high));
+            __asm__("" : "+x"(pairs_.low), "+x"(pairs_.high));
 #endif
         }
 
-        QUANTLAB_INLINE __m256i total_of(__m256i Codes::*half) const {
-            const __m256i first = _mm256_madd_epi16(sums_[0].*half, _mm256_set1_epi16(1));
-            if constexpr (bits == 4) {
-                return first;
-            }
-            return _mm256_add_epi32(first, _mm256_madd_epi16(sums_[1].*half, _mm256_set1_epi16(bits == 8 ? 16 : 1)));
-        }
-
-        Codes sums_[has_vnni || bits == 4 ? 1 : 2] = {};
+        Codes pairs_ = {};
+        Codes wide_ = {};
     };
 
 private:

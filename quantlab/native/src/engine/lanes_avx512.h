@@ -14,9 +14,9 @@ public:
     static constexpr const char* name = "avx512";
     // Of 32 registers a token takes one for its integer and one for its float sums. A processor completes two
     // multiply-adds a cycle after four cycles.
-    template <int bits>
     static constexpr int code_tile = 8;
     static constexpr int value_tile = 8;
+    static constexpr int code_groups = 2;
     static constexpr int groups_at_once = 8;
 
     QUANTLAB_INLINE Avx512Lanes() = default;
@@ -115,10 +115,6 @@ public:
 
     static QUANTLAB_INLINE Codes load_codes(const std::uint8_t* bytes) { return {_mm512_loadu_si512(bytes)}; }
 
-    static QUANTLAB_INLINE void store_codes(Codes codes, std::uint8_t* bytes) {
-        _mm512_storeu_si512(bytes, codes.bytes);
-    }
-
     static QUANTLAB_INLINE Codes low_nibbles(Codes codes) { return masked(codes.bytes, 0x0f); }
     static QUANTLAB_INLINE Codes high_nibbles(Codes codes) {
         return masked(_mm512_srli_epi16(codes.bytes, 4), 0x0f);
@@ -133,6 +129,9 @@ public:
         const __m512i shifted = _mm512_srli_epi32(codes.bytes, static_cast<unsigned>(8 * i));
         return L(_mm512_cvtepi32_ps(_mm512_and_si512(shifted, byte)));
     }
+
+    template <int bits>
+    static constexpr int planes = 1;
 
     template <int bits>
     class Dot {

@@ -14,9 +14,9 @@ public:
     using L = ScalarLanes;
     static constexpr const char* name = "scalar";
     // Tokens that a multiplication takes at once, and groups of rows it takes for one token.
-    template <int bits>
     static constexpr int code_tile = 2;
     static constexpr int value_tile = 2;
+    static constexpr int code_groups = 1;
     static constexpr int groups_at_once = 1;
 
     struct Mask {
@@ -164,10 +164,6 @@ public:
         return codes;
     }
 
-    static void store_codes(const Codes& codes, std::uint8_t* bytes) {
-        std::memcpy(bytes, codes.bytes, sizeof codes.bytes);
-    }
-
     static Codes low_nibbles(const Codes& codes) {
         return codes.each([&](int i) { return codes.bytes[i] & 0x0f; });
     }
@@ -181,6 +177,9 @@ public:
     static L column(const Codes& codes, int i) {
         return made([&](int row) { return static_cast<float>(codes.bytes[4 * row + i]); });
     }
+
+    template <int bits>
+    static constexpr int planes = 1;
 
     template <int bits>
     class Dot {

@@ -7,7 +7,7 @@
 namespace quantlab::engine {
 
 const MatmulKernel* avx2_matmul_kernel() {
-    static constexpr MatmulKernel kernel = matmul_kernel_of<Avx2Lanes>();
+    static constexpr MatmulKernel kernel = MatmulKernelOf<Avx2Lanes>::table();
     return &kernel;
 }
 

@@ -7,7 +7,7 @@
 namespace quantlab::engine {
 
 const MatmulKernel* avx512_matmul_kernel() {
-    static constexpr MatmulKernel kernel = matmul_kernel_of<Avx512Lanes>();
+    static constexpr MatmulKernel kernel = MatmulKernelOf<Avx512Lanes>::table();
     return &kernel;
 }
 

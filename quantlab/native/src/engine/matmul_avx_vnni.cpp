@@ -7,7 +7,7 @@
 namespace quantlab::engine {
 
 const MatmulKernel* avx_vnni_matmul_kernel() {
-    static constexpr MatmulKernel kernel = matmul_kernel_of<AvxVnniLanes>();
+    static constexpr MatmulKernel kernel = MatmulKernelOf<AvxVnniLanes>::table();
     return &kernel;
 }
 

@@ -4,7 +4,7 @@
 namespace quantlab::engine {
 
 const MatmulKernel& scalar_matmul_kernel() {
-    static constexpr MatmulKernel kernel = matmul_kernel_of<ScalarLanes>();
+    static constexpr MatmulKernel kernel = MatmulKernelOf<ScalarLanes>::table();
     return kernel;
 }
 

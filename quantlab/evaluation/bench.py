@@ -1,0 +1,100 @@
+"""How fast a model runs here, and how near that is to the speed of memory."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from quantlab import native
+from quantlab.errors import InputError
+from quantlab.generation.native_engine import NativeEngine, load_native
+
+RULER_BYTES = 1 << 30
+RULER_PASSES = 5
+
+Progress = Callable[[int, int, str], None]  # (rounds done, rounds in all, the speed so far)
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Medians over `repeat` rounds. `weight_bytes_per_token` is what one decoded token reads of the weights,
+    `read_bandwidth_gbps` what this machine's memory gave the same number of threads in the same minute (1e9 bytes a
+    second), `bandwidth_fraction` the share of it that decoding took; small models stay in a cache and go beyond 1.
+    """
+
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    decode_spread: tuple[float, float]
+    weight_bytes_per_token: int
+    read_bandwidth_gbps: float
+    bandwidth_fraction: float
+    peak_rss_bytes: int
+    threads: int
+    kernel: str
+    engine: str
+
+
+def bench(
+    model: str | Path,
+    *,
+    prompt_tokens: int = 512,
+    generate_tokens: int = 64,
+    threads: int | None = None,
+    repeat: int = 3,
+    progress: Progress | None = None,
+) -> BenchResult:
+    """Time a prompt's prefill and the decoding behind it, without sampling.
+
+    Raises:
+        InputError: a number below 1, or a model that the native engine does not run or whose context is too short.
+    """
+    for name, value in (("prompt tokens", prompt_tokens), ("generate tokens", generate_tokens), ("repeat", repeat)):
+        if value < 1:
+            raise InputError(f"{name} {value}: at least 1 is needed")
+    used = threads or native.default_threads()
+    engine = load_native(model, threads=used, context=prompt_tokens + generate_tokens)
+    if engine.context < prompt_tokens + generate_tokens:
+        needed = prompt_tokens + generate_tokens
+        raise InputError(f"the model's context holds {engine.context} tokens; {needed} are asked for")
+    ids = np.random.default_rng(0).integers(0, engine.vocabulary, prompt_tokens + generate_tokens).tolist()
+    prefill, decode = [], []
+    for done in range(repeat):
+        speeds = _round(engine, ids, prompt_tokens)
+        prefill.append(speeds[0])
+        decode.append(speeds[1])
+        if progress is not None:
+            progress(done + 1, repeat, f"decode {statistics.median(decode):.1f} tokens/s")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    bandwidth = native.read_bandwidth(RULER_BYTES, used, RULER_PASSES)
+    speed = statistics.median(decode)
+    return BenchResult(
+        prefill_tokens_per_second=statistics.median(prefill),
+        decode_tokens_per_second=speed,
+        decode_spread=(min(decode), max(decode)),
+        weight_bytes_per_token=engine.weight_bytes,
+        read_bandwidth_gbps=bandwidth / 1e9,
+        bandwidth_fraction=speed * engine.weight_bytes / bandwidth,
+        peak_rss_bytes=peak,
+        threads=used,
+        kernel=native.cpu_kernel(),
+        engine=engine.name,
+    )
+
+
+def _round(engine: NativeEngine, ids: list[int], prompt_tokens: int) -> tuple[float, float]:
+    """Tokens a second of prefill and of decoding, teacher-forced."""
+    engine.rewind(0)
+    started = time.perf_counter()
+    engine.prefill(ids[:prompt_tokens])
+    prefilled = time.perf_counter()
+    for token in ids[prompt_tokens:]:
+        engine.append([token])
+    finished = time.perf_counter()
+    return prompt_tokens / (prefilled - started), (len(ids) - prompt_tokens) / (finished - prefilled)

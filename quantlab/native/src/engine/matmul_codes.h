@@ -1,0 +1,98 @@
+// Quantized weights by int8 activations: exact integer dots of a block, added up in fp32. See packed_matrix.h.
+#pragma once
+
+#include "matmul_tiles.h"
+
+namespace quantlab::engine {
+
+// How far ahead of the multiplication packed weights are asked for.
+inline constexpr int prefetch_bytes = 2048;
+
+template <int bytes>
+QUANTLAB_INLINE void prefetch_ahead([[maybe_unused]] const std::uint8_t* address) {
+#if defined(__GNUC__)
+    QUANTLAB_UNROLL
+    for (int line = 0; line < (bytes + 63) / 64; ++line) {
+        __builtin_prefetch(address + prefetch_bytes + 64 * line);
+    }
+#endif
+}
+
+template <typename L, typename Layout>
+struct ByCodes {
+    static void multiply(const Multiplication& job) {
+        if (job.tokens.count == 1) {
+            for_each_run<L::code_groups>(job.first_group, job.last_group,
+                                         [&]<int group_count>(int group) { multiply_tile<group_count, 1>(job, group, 0); });
+            return;
+        }
+        for (int group = job.first_group; group < job.last_group; ++group) {
+            for_each_tile<L::code_tile>(job.tokens.count, [&]<int token_count>(int token) {
+                multiply_tile<1, token_count>(job, group, token);
+            });
+        }
+    }
+
+private:
+    using Block = BlockLanes<L, Layout>;
+    using Dot = typename L::template Dot<Layout::bits>;
+
+    template <int group_count, int token_count>
+    static void multiply_tile(const Multiplication& job, int first_group, std::int64_t token) {
+        const int columns = job.tokens.columns;
+        const int blocks = columns / block_columns;
+        const std::int64_t group_bytes = static_cast<std::int64_t>(blocks) * Layout::bytes;
+        const std::uint8_t* block = job.storage + first_group * group_bytes;
+        const std::int8_t* codes = job.tokens.codes + token * columns;
+        const float* scales = job.tokens.scales + token * blocks;
+        const float* block_sums = job.tokens.sums + token * blocks;
+        L sums[group_count][token_count];
+        for (auto& of_group : sums) {
+            for (L& sum : of_group) {
+                sum = L::zero();
+            }
+        }
+        for (int b = 0; b < blocks; ++b, block += Layout::bytes, codes += block_columns) {
+            QUANTLAB_UNROLL
+            for (int g = 0; g < group_count; ++g) {
+                const std::uint8_t* weights = block + g * group_bytes;
+                prefetch_ahead<Layout::bytes>(weights);
+                Dot dots[token_count];
+                add_products(weights, codes, columns, dots);
+                const auto scaling = Block::scaling(weights);
+                QUANTLAB_UNROLL
+                for (int t = 0; t < token_count; ++t) {
+                    const int at = t * blocks + b;
+                    L& sum = sums[g][t];
+                    sum = L::fma(dots[t].total(), scaling.scale * L::broadcast(scales[at]), sum);
+                    sum = L::fma(scaling.minimum, L::broadcast(block_sums[at]), sum);
+                }
+            }
+        }
+        for (int g = 0; g < group_count; ++g) {
+            for (int t = 0; t < token_count; ++t) {
+                store_sums(sums[g][t], job, first_group + g, token + t);
+            }
+        }
+    }
+
+    template <int token_count>
+    static QUANTLAB_INLINE void add_products(const std::uint8_t* block, const std::int8_t* codes, int stride,
+                                             Dot (&dots)[token_count]) {
+        constexpr int planes = L::template planes<Layout::bits>;
+        QUANTLAB_UNROLL
+        for (int i = 0; i < 8 * planes; ++i) {
+            const int chunk = planes == 2 ? i % 8 : i / 2 + i % 2 * 4;  // both nibbles of a vector, then the next
+            auto weights = Block::codes(block, chunk);
+            if constexpr (planes == 2) {
+                weights = i < 8 ? L::low_nibbles(weights) : L::high_nibbles(weights);
+            }
+            QUANTLAB_UNROLL
+            for (int t = 0; t < token_count; ++t) {
+                dots[t].add(weights, i, codes + t * stride + 4 * chunk);
+            }
+        }
+    }
+};
+
+}  // namespace quantlab::engine
