@@ -21,6 +21,7 @@ from quantlab.formats import FORMATS
 from quantlab.formats.packing import pack_rows
 from quantlab.generation.decoder_description import ACTIVATIONS, NORMS, Description, describe, rotary_table
 from quantlab.generation.engine import Engine
+from quantlab.generation.saved_cache import read_cache, write_cache
 
 CACHE_TYPES = ("f32", "f16", "q8_0")  # in the order of the core's enumeration
 ACTIVATION_TYPES = ("int8", "f32")
@@ -120,6 +121,37 @@ class NativeEngine(Engine):
         self.tokens = list(token_ids)
         self._logits = logits[-1]
         return logits
+
+    def save(self, path: str | Path) -> None:
+        """Write the sequence and its cache to a file, for `restore`.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        cache = np.empty(self._decoder.cache_bytes(self.position), np.uint8)
+        self._decoder.export_cache(cache)
+        write_cache(Path(path), self._identity(), self.tokens, cache)
+
+    def restore(self, path: str | Path) -> bool:
+        """Take over a saved sequence; `prefill` then reuses its common prefix, with the bits of a cold run.
+
+        Returns:
+            Whether it was taken over: not if the file is missing, damaged, longer than the context, or saved with other
+            weights, cache or activation types; the engine is as it was then.
+        """
+        found = read_cache(Path(path), self._identity())
+        if found is None:
+            return False
+        tokens, cache = found
+        fits = 0 < len(tokens) <= self.context and cache.nbytes == self._decoder.cache_bytes(len(tokens))
+        if not fits or not all(0 <= token < self.vocabulary for token in tokens):
+            return False
+        self._decoder.import_cache(cache, len(tokens))
+        self.tokens, self._logits = tokens, None
+        return True
+
+    def _identity(self) -> dict[str, str]:
+        return {"fingerprint": self.fingerprint, "kv": self.kv, "activations": self.activations}
 
     def _forward(self, token_ids: list[int]) -> np.ndarray:
         logits = np.empty((1, self.vocabulary), np.float32)

@@ -143,3 +143,60 @@ def test_tokens_that_do_not_fit(packed):
     engine.prefill(tokens(8))
     assert isinstance(engine, NativeEngine)
     assert engine.position == 8
+
+
+@pytest.mark.parametrize("kv", ["f16", "f32"])
+def test_a_restored_cache_gives_the_bits_of_a_cold_run(packed, kv, tmp_path):
+    ids = tokens(60)
+    saved = load_native(packed, threads=1, kv=kv)
+    saved.prefill(ids[:41])
+    saved.save(tmp_path / "cache")
+    engine = load_native(packed, threads=2, kv=kv, context=100)
+    assert engine.restore(tmp_path / "cache")
+    assert engine.prefill(ids) == 41
+    cold = load_native(packed, threads=1, kv=kv)
+    cold.prefill(ids)
+    assert np.array_equal(engine.logits(), cold.logits())
+    other = ids[:30] + tokens(20, 5)
+    assert 30 <= engine.prefill(other) < 41
+    cold.prefill(other)
+    assert np.array_equal(engine.logits(), cold.logits())
+
+
+def test_what_is_not_ours_is_a_clean_miss(packed, make_model, tmp_path):
+    """Other weights, other types, a short context, damage anywhere: the engine stays as it was."""
+    ids = tokens(30)
+    engine = load_native(packed, threads=1)
+    engine.prefill(ids)
+    before = engine.logits().copy()
+    engine.save(tmp_path / "cache")
+    whole = (tmp_path / "cache").read_bytes()
+    make_model(tmp_path / "other", "llama", seed=7)
+    for stranger in (
+        load_native(tmp_path / "other", threads=1),
+        load_native(packed, threads=1, kv="f32"),
+        load_native(packed, threads=1, activations="f32"),
+        load_native(packed, threads=1, context=29),
+    ):
+        assert not stranger.restore(tmp_path / "cache")
+        assert stranger.position == 0
+    for damaged in (
+        b"",
+        whole[:20],
+        whole[:-1],
+        whole + b"x",
+        b"x" + whole[1:],
+        flipped(whole, 40),
+        flipped(whole, -9),
+    ):
+        (tmp_path / "damaged").write_bytes(damaged)
+        assert not engine.restore(tmp_path / "damaged")
+        assert engine.tokens == ids
+        assert np.array_equal(engine.logits(), before)
+    assert not engine.restore(tmp_path / "nothing")
+
+
+def flipped(data: bytes, position: int) -> bytes:
+    changed = bytearray(data)
+    changed[position] ^= 1
+    return bytes(changed)
