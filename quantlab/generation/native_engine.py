@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -23,6 +24,9 @@ from quantlab.generation.decoder_description import ACTIVATIONS, NORMS, Descript
 from quantlab.generation.engine import Engine
 from quantlab.generation.saved_cache import read_cache, write_cache
 
+logger = logging.getLogger(__name__)
+
+KERNEL_TYPES = (*FORMATS, "f32", "f16", "bf16", "f64")  # f64 is rounded to f32
 CACHE_TYPES = ("f32", "f16", "q8_0")  # in the order of the core's enumeration
 ACTIVATION_TYPES = ("int8", "f32")
 DEFAULT_CONTEXT = 4096  # tokens, where the model could hold more: a cache is allocated for all of them
@@ -207,6 +211,10 @@ class _Loader:
     def load(self) -> native.DecoderWeights:
         """Read everything."""
         family = self._checkpoint.family
+        others = {self._checkpoint.stored_type(name) for name in self._checkpoint.names} - set(KERNEL_TYPES)
+        if others:
+            told = ", ".join(sorted(others))
+            logger.warning("%s: %s weights become Q8_0 in memory, row by row", self._checkpoint.path, told)
         for name in self._checkpoint.names:
             stem, _, last = (family.gguf_name(name) or "").rpartition(".")
             parts = stem.split(".")
@@ -304,7 +312,7 @@ class _Loader:
     def _weight_type(self, name: str, columns: int) -> str:
         """What the core computes with: the file's type, or Q8_0 for blocks that it has no kernel for."""
         word = self._checkpoint.stored_type(name)
-        if word in FORMATS or word in ("f32", "f16", "bf16"):
+        if word in KERNEL_TYPES and word != "f64":
             return word
         return "q8_0" if word != "f64" and columns % 32 == 0 else "f32"
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from quantlab import InputError, load_model, load_tokenizer, open_checkpoint, quantize_checkpoint
 from quantlab.checkpoint.export import export_checkpoint
 from quantlab.checkpoint.families import FAMILIES
+from quantlab.generation.native_engine import load_native
 
 IDS = torch.arange(3, 43).reshape(2, 20)
 LLAMA3 = {
@@ -154,7 +155,7 @@ def test_llama_3_scales_its_rotary_embedding(own_keys, make_model, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "IQ4_NL"])
-def test_other_block_types_are_dequantized(kind, make_model, tmp_path):
+def test_other_block_types_are_dequantized(kind, make_model, tmp_path, caplog):
     """By the `gguf` package, to fp32; blocks of random bytes do."""
     folder = make_model(tmp_path / "model", "llama", hidden_size=256, num_attention_heads=8)
     export_checkpoint(folder, tmp_path / "float.gguf", "gguf")
@@ -166,6 +167,11 @@ def test_other_block_types_are_dequantized(kind, make_model, tmp_path):
     assert (checkpoint.stored_type(name), checkpoint.stored_bytes(name)) == (kind.lower(), blocks.nbytes)
     assert np.array_equal(checkpoint.read(name).numpy(), expected)
     assert torch.equal(load_model(tmp_path / "odd.gguf").get_parameter(name), torch.from_numpy(expected))
+    with caplog.at_level("WARNING"):
+        engine = load_native(tmp_path / "odd.gguf", activations="f32", kv="f32")
+    assert caplog.messages == [f"{tmp_path / 'odd.gguf'}: {kind.lower()} weights become Q8_0 in memory, row by row"]
+    theirs = logits(tmp_path / "odd.gguf")[0].numpy()
+    assert np.abs(engine.logits_of(IDS[0].tolist()) - theirs).max() < 0.02 * np.abs(theirs).max()
     report = export_checkpoint(tmp_path / "odd.gguf", tmp_path / "back", "hf")
     assert report.lossless
     assert np.array_equal(open_checkpoint(tmp_path / "back").read(name).numpy(), expected)
