@@ -125,9 +125,8 @@ def test_compare_measures_divergence(run: Run, quantized: Quantized, llama_model
     assert found == plain(quantlab.compare(llama_model, quantized.folder, text, context=64))
     fields = {"perplexity_a", "perplexity_b", "kld_mean", "kld_stderr", "kld_p99", "same_top", "tokens"}
     assert fields <= set(found)
-    assert (
-        found["perplexity_b"] == run("perplexity", quantized.folder, text, "--context", 64, "--json").json["perplexity"]
-    )
+    alone = run("perplexity", quantized.folder, text, "--context", 64, "--json").json  # by the other engine
+    assert found["perplexity_b"] == pytest.approx(alone["perplexity"], rel=1e-6)
     assert found["kld_mean"] > 0
 
 
