@@ -39,10 +39,11 @@
 
 #if defined(__GNUC__)
 #define QUANTLAB_INLINE __attribute__((always_inline)) inline
-#define QUANTLAB_INLINE_LAMBDA __attribute__((always_inline))
+// For loops that need all registers: inlined into a large function they would not get them.
+#define QUANTLAB_OUTLINE __attribute__((noinline))
 #else
 #define QUANTLAB_INLINE inline
-#define QUANTLAB_INLINE_LAMBDA
+#define QUANTLAB_OUTLINE
 #endif
 
 namespace quantlab::engine {

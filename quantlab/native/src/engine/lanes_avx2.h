@@ -17,8 +17,8 @@ public:
     // multiply-adds a cycle after four cycles.
     static constexpr int code_tile = 4;
     static constexpr int value_tile = 6;
-    static constexpr int code_groups = 2;
-    static constexpr int groups_at_once = 4;
+    static constexpr int block_groups = 2;
+    static constexpr int value_chains = 4;
 
     QUANTLAB_INLINE AvxLanes() = default;
     QUANTLAB_INLINE AvxLanes(__m256 low, __m256 high) : low_(low), high_(high) {}

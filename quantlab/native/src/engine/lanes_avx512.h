@@ -16,8 +16,8 @@ public:
     // multiply-adds a cycle after four cycles.
     static constexpr int code_tile = 8;
     static constexpr int value_tile = 8;
-    static constexpr int code_groups = 2;
-    static constexpr int groups_at_once = 8;
+    static constexpr int block_groups = 2;
+    static constexpr int value_chains = 8;
 
     QUANTLAB_INLINE Avx512Lanes() = default;
     QUANTLAB_INLINE explicit Avx512Lanes(__m512 lanes) : lanes_(lanes) {}

@@ -22,8 +22,9 @@ template <typename L, typename Layout>
 struct ByCodes {
     static void multiply(const Multiplication& job) {
         if (job.tokens.count == 1) {
-            for_each_run<L::code_groups>(job.first_group, job.last_group,
-                                         [&]<int group_count>(int group) { multiply_tile<group_count, 1>(job, group, 0); });
+            for_each_run<L::block_groups>(job.first_group, job.last_group, [&]<int group_count>(int group) {
+                multiply_tile<group_count, 1>(job, group, 0);
+            });
             return;
         }
         for (int group = job.first_group; group < job.last_group; ++group) {
@@ -38,7 +39,7 @@ private:
     using Dot = typename L::template Dot<Layout::bits>;
 
     template <int group_count, int token_count>
-    static void multiply_tile(const Multiplication& job, int first_group, std::int64_t token) {
+    static QUANTLAB_OUTLINE void multiply_tile(const Multiplication& job, int first_group, std::int64_t token) {
         const int columns = job.tokens.columns;
         const int blocks = columns / block_columns;
         const std::int64_t group_bytes = static_cast<std::int64_t>(blocks) * Layout::bytes;
@@ -47,11 +48,7 @@ private:
         const float* scales = job.tokens.scales + token * blocks;
         const float* block_sums = job.tokens.sums + token * blocks;
         L sums[group_count][token_count];
-        for (auto& of_group : sums) {
-            for (L& sum : of_group) {
-                sum = L::zero();
-            }
-        }
+        set_to_zero(sums);
         for (int b = 0; b < blocks; ++b, block += Layout::bytes, codes += block_columns) {
             QUANTLAB_UNROLL
             for (int g = 0; g < group_count; ++g) {
@@ -69,11 +66,7 @@ private:
                 }
             }
         }
-        for (int g = 0; g < group_count; ++g) {
-            for (int t = 0; t < token_count; ++t) {
-                store_sums(sums[g][t], job, first_group + g, token + t);
-            }
-        }
+        store_tile(sums, job, first_group, token);
     }
 
     template <int token_count>

@@ -11,13 +11,13 @@ template <typename L>
 struct MatmulKernelOf {
     template <Element element>
     static constexpr void set(MatmulKernel& kernel, WeightType type) {
-        kernel.by_values[static_cast<int>(type)] = ByValues<L, FloatColumns<L, element>>::multiply;
+        kernel.by_values[static_cast<int>(type)] = ByFloats<L, element>::multiply;
     }
 
     template <typename File>
     static constexpr void set(MatmulKernel& kernel, WeightType type) {
         using Layout = BlockLayout<File>;
-        kernel.by_values[static_cast<int>(type)] = ByValues<L, BlockColumns<L, Layout>>::multiply;
+        kernel.by_values[static_cast<int>(type)] = ByDecoding<L, Layout>::multiply;
         kernel.by_codes[static_cast<int>(type)] = ByCodes<L, Layout>::multiply;
     }
 

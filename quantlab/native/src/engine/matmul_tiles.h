@@ -56,6 +56,29 @@ QUANTLAB_INLINE void store_sums(const L& sums, const Multiplication& job, int gr
     }
 }
 
+template <typename L, int group_count, int token_count>
+QUANTLAB_INLINE void set_to_zero(L (&sums)[group_count][token_count]) {
+    QUANTLAB_UNROLL
+    for (int g = 0; g < group_count; ++g) {
+        QUANTLAB_UNROLL
+        for (int t = 0; t < token_count; ++t) {
+            sums[g][t] = L::zero();
+        }
+    }
+}
+
+template <typename L, int group_count, int token_count>
+QUANTLAB_INLINE void store_tile(const L (&sums)[group_count][token_count], const Multiplication& job, int first_group,
+                                std::int64_t first_token) {
+    QUANTLAB_UNROLL
+    for (int g = 0; g < group_count; ++g) {
+        QUANTLAB_UNROLL
+        for (int t = 0; t < token_count; ++t) {
+            store_sums(sums[g][t], job, first_group + g, first_token + t);
+        }
+    }
+}
+
 // What a block of sixteen quantized rows holds, as lanes.
 template <typename L, typename Layout>
 struct BlockLanes {
