@@ -1,6 +1,7 @@
 # make run    from a bare clone to a quantized model, its quality, and a story
 # make test   the whole suite, lint included
 # make lint   ruff, mypy, import layers
+# make sanitize   the engine's C++ tests under the compiler's sanitizers
 #
 # PYTHON=python3.12 picks an interpreter; TORCH_INDEX=URL passes pip another index for torch.
 
@@ -11,11 +12,11 @@ JOBS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
-INSTALL_INPUTS := pyproject.toml CMakeLists.txt constraints.txt $(wildcard quantlab/native/src/*)
+INSTALL_INPUTS := pyproject.toml CMakeLists.txt constraints.txt $(wildcard quantlab/native/src/*.* quantlab/native/src/engine/*)
 MODEL := models/fable-9m
 PROMPT := Once upon a time there was a little girl who lived by the sea.
 
-.PHONY: run test lint clean
+.PHONY: run test lint sanitize clean
 
 run: $(VENV)/.installed
 	$(BIN)/python benchmarks/formats.py $(MODEL) tests/data/prose.txt --formats q4_1 --out out
@@ -31,6 +32,9 @@ lint: $(VENV)/.installed-test
 	cp -r quantlab build/lint/quantlab && cp -r cli build/lint/quantlab/cli
 	$(BIN)/mypy
 	$(BIN)/python tests/import_layers.py build/lint
+
+sanitize:
+	$(MAKE) -s -j $(JOBS) -C tests/native/cpp
 
 # torch first: asked for by version, the index's small CPU build serves; any other way pulls gigabytes of CUDA packages.
 $(VENV)/.installed: $(INSTALL_INPUTS)

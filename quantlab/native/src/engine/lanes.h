@@ -33,8 +33,14 @@
 //                                                   first, then the high ones for i = 8 to 15
 //       total() -> L
 //
-// A file compiled for an instruction set sees that one's class and ScalarLanes. Every member is inlined always:
-// a copy that the linker keeps for all files could hold instructions that the processor lacks.
+// and how much of a multiplication the registers hold:
+//
+//   L::code_tile  L::value_tile                     tokens taken at once, by int8 and by float activations
+//   L::code_groups                                  groups of rows taken at once for one token by int8 activations
+//   L::value_chains                                 groups times tokens that keep the multipliers busy
+//
+// A file compiled for an instruction set sees its class and ScalarLanes, and must use its own: its members are inlined,
+// since a copy that the linker keeps for all files could hold instructions that the processor lacks.
 #pragma once
 
 #if defined(__GNUC__)

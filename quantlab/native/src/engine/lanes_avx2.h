@@ -14,10 +14,10 @@ public:
     using L = AvxLanes;
     static constexpr const char* name = "avx2";
     // Of 16 registers a token takes two for its sums, the weights two, the activations one. A processor completes two
-    // multiply-adds a cycle after four cycles.
+    // multiply-adds a cycle after four cycles; it reads memory faster in four places than in one.
     static constexpr int code_tile = 4;
+    static constexpr int code_groups = 4;
     static constexpr int value_tile = 6;
-    static constexpr int block_groups = 2;
     static constexpr int value_chains = 4;
 
     QUANTLAB_INLINE AvxLanes() = default;
@@ -47,9 +47,7 @@ public:
     }
 
     static QUANTLAB_INLINE L load_first(const float* values, int count) {
-        alignas(32) float lanes[16] = {};
-        std::memcpy(lanes, values, sizeof(float) * static_cast<unsigned>(count));
-        return load(lanes);
+        return {_mm256_maskload_ps(values, first(count)), _mm256_maskload_ps(values + 8, first(count - 8))};
     }
 
     static QUANTLAB_INLINE L broadcast(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
@@ -74,9 +72,8 @@ public:
     }
 
     QUANTLAB_INLINE void store_first(float* values, int count) const {
-        alignas(32) float lanes[16];
-        store(lanes);
-        std::memcpy(values, lanes, sizeof(float) * static_cast<unsigned>(count));
+        _mm256_maskstore_ps(values, first(count), low_);
+        _mm256_maskstore_ps(values + 8, first(count - 8), high_);
     }
 
     friend QUANTLAB_INLINE L operator+(L a, L b) {
@@ -238,6 +235,11 @@ public:
 private:
     static QUANTLAB_INLINE __m128i eight_shorts(const std::uint16_t* values) {
         return _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+    }
+
+    // True in the first lanes of eight; masked loads and stores touch no memory for the others.
+    static QUANTLAB_INLINE __m256i first(int count) {
+        return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     }
 
     static QUANTLAB_INLINE __m256 widened(__m128i brains) {

@@ -13,10 +13,9 @@ class ScalarLanes {
 public:
     using L = ScalarLanes;
     static constexpr const char* name = "scalar";
-    // Tokens that a multiplication takes at once, and groups of rows it takes for one token.
     static constexpr int code_tile = 2;
+    static constexpr int code_groups = 1;
     static constexpr int value_tile = 2;
-    static constexpr int block_groups = 1;
     static constexpr int value_chains = 1;
 
     struct Mask {

@@ -6,7 +6,7 @@
 namespace quantlab::engine {
 
 // How far ahead of the multiplication packed weights are asked for.
-inline constexpr int prefetch_bytes = 2048;
+inline constexpr int prefetch_bytes = 1024;
 
 template <int bytes>
 QUANTLAB_INLINE void prefetch_ahead([[maybe_unused]] const std::uint8_t* address) {
@@ -22,7 +22,7 @@ template <typename L, typename Layout>
 struct ByCodes {
     static void multiply(const Multiplication& job) {
         if (job.tokens.count == 1) {
-            for_each_run<L::block_groups>(job.first_group, job.last_group, [&]<int group_count>(int group) {
+            for_each_run<L::code_groups>(job.first_group, job.last_group, [&]<int group_count>(int group) {
                 multiply_tile<group_count, 1>(job, group, 0);
             });
             return;

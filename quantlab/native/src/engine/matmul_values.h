@@ -68,7 +68,7 @@ template <typename L, typename Layout>
 struct ByDecoding {
     static void multiply(const Multiplication& job) {
         if (job.tokens.count == 1) {
-            for_each_run<L::block_groups>(job.first_group, job.last_group, [&]<int group_count>(int group) {
+            for_each_run<2>(job.first_group, job.last_group, [&]<int group_count>(int group) {
                 multiply_one<group_count>(job, group);
             });
             return;
