@@ -1,7 +1,7 @@
 # make run    from a bare clone to a quantized model, its quality, and a story
-# make test   the whole suite, lint included
+# make test   the whole suite, lint and sanitize included
 # make lint   ruff, mypy, import layers
-# make sanitize   the engine's C++ tests under the compiler's sanitizers
+# make sanitize   the core's C++ tests under the compiler's sanitizers
 #
 # PYTHON=python3.12 picks an interpreter; TORCH_INDEX=URL passes pip another index for torch.
 
@@ -22,7 +22,7 @@ run: $(VENV)/.installed
 	$(BIN)/python benchmarks/formats.py $(MODEL) tests/data/prose.txt --formats q4_1 --out out
 	$(BIN)/quantlab generate out/fable-9m-q4_1 --prompt "$(PROMPT)" --max-tokens 200
 
-test: $(VENV)/.installed-test lint
+test: $(VENV)/.installed-test lint sanitize
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.installed-test

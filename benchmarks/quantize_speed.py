@@ -32,7 +32,7 @@ TOKENIZER = Path(__file__).parents[1] / "models" / "fable-9m"
 CONFIG = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "float16", "hidden_size": 2048,
     "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4,
-    "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "vocab_size": 32000, "hidden_act": "silu",
+    "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "vocab_size": 32000, "hidden_act": "silu",
     "rope_theta": 10000.0, "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 LLAMA_CALL = """

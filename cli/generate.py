@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -19,6 +20,19 @@ def generate(
     top_p: Annotated[float, typer.Option("--top-p", help="Keep the smallest set with this probability.")] = 0.95,
     min_p: Annotated[float, typer.Option("--min-p", help="Keep tokens of this share of the best one's.")] = 0.05,
     repetition_penalty: Annotated[float, typer.Option("--repetition-penalty", help="Above 1: repeat less.")] = 1.0,
+    presence_penalty: Annotated[
+        float, typer.Option("--presence-penalty", help="Taken off the logits of generated tokens.")
+    ] = 0.0,
+    frequency_penalty: Annotated[
+        float, typer.Option("--frequency-penalty", help="The same, each time that a token came.")
+    ] = 0.0,
+    penalty_window: Annotated[
+        int, typer.Option("--penalty-window", help="Tokens that penalties look back at; 0: all.")
+    ] = 0,
+    logit_bias: Annotated[
+        list[str] | None,
+        typer.Option("--logit-bias", metavar="ID=BIAS", help="Add to a token's logit; -inf: never. May be repeated."),
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End at this string; may be repeated.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same text.")] = 0,
     engine: Engine = "auto",
@@ -29,7 +43,18 @@ def generate(
     """Continue a text; it is printed as it is written."""
     from quantlab.generation.sampling import SamplingParams
 
-    params = SamplingParams(repetition_penalty, temp, top_k, top_p, min_p, seed)
+    params = SamplingParams(
+        logit_bias=_biases(logit_bias or ()),
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        penalty_window=penalty_window,
+        temperature=temp,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+    )
     text = _standard_input() if prompt == "-" else _checked(prompt)
     check_threads(threads)
     from quantlab.generation import generator
@@ -59,6 +84,22 @@ def generate(
 
 def _show(piece: str) -> None:
     print(piece, end="", flush=True)
+
+
+def _biases(options: Sequence[str]) -> dict[int, float]:
+    from quantlab.errors import InputError
+
+    biases: dict[int, float] = {}
+    for option in options:
+        token, _, bias = option.partition("=")
+        try:
+            pair = int(token), float(bias)
+        except ValueError:
+            raise InputError(f"--logit-bias {option}: expected ID=BIAS, a token id and a number") from None
+        if pair[0] in biases:
+            raise InputError(f"--logit-bias {option}: token {pair[0]} has a bias already")
+        biases[pair[0]] = pair[1]
+    return biases
 
 
 def _checked(prompt: str) -> str:

@@ -18,24 +18,33 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    model: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    model: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    activations: str = "float",
 ) -> PreTrainedModel:
-    """Load a causal language model; packed weights stay packed and compute in float activations.
+    """Load a causal language model; packed weights stay packed and compute in float activations unless told otherwise.
 
     Args:
         model: folder, GGUF file or hub id.
         dtype: of activations and unpacked weights; fp32 by default.
         device: where to put it; torch's default device if not given.
+        activations: of packed linear layers: "float", of `dtype`, or "int8", rounded in runs of 32 and multiplied
+            straight from the blocks, as the native engine does it; faster, less exact, on CPU alone (`QuantLinear`).
 
     Raises:
-        InputError: the files are missing, damaged, of an unsupported family, or disagree with config.json.
+        InputError: the files are missing, damaged, of an unsupported family, or disagree with config.json;
+            `activations` is neither of the two, or is "int8" for another device or for a model without packed layers.
     """
     checkpoint = open_checkpoint(model)  # its checks and one-line errors come first
+    _check_activations(activations, checkpoint, device)
     _check_tensors(checkpoint)
 
     import torch
 
     import quantlab.hf  # noqa: F401 registers the quantizer
+    from quantlab.nn import set_activations
 
     chosen = dtype or torch.float32
     try:
@@ -51,7 +60,28 @@ def load_model(
         raise InputError(f"{checkpoint.path}: transformers cannot load it: {reason[:400]}") from None
     if device is not None:
         loaded.to(device)
+    set_activations(loaded, activations)
     return loaded.eval()
+
+
+def _check_activations(activations: str, checkpoint: Checkpoint, device: str | torch.device | None) -> None:
+    import torch
+
+    from quantlab.nn.linear import checked_activations
+
+    if checked_activations(activations) != "int8":
+        return
+    chosen = torch.get_default_device() if device is None else torch.device(device)
+    if chosen.type != "cpu":
+        raise InputError(f"activations 'int8' are computed on the CPU only, not on {chosen}; choose device='cpu'")
+    if not _has_packed_layers(checkpoint):
+        raise InputError(f"{checkpoint.path}: int8 activations need packed linear layers; quantize the model first")
+
+
+def _has_packed_layers(checkpoint: Checkpoint) -> bool:
+    """Whether a linear layer is packed: a tied head makes the embedding one."""
+    packed = {name for name in checkpoint.names if checkpoint.format(name) is not None}
+    return bool(packed if checkpoint.tied else packed - {checkpoint.family.embedding})
 
 
 @contextlib.contextmanager
@@ -153,17 +183,26 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
         raise InputError(f"{where}: {name} {problem}{more}")
 
 
-def _model_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor that the model needs; [out, in] for linear weights."""
+def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The model that the configuration describes, on the meta device: modules without weights.
+
+    Raises:
+        InputError: the configuration describes no model.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     config = _transformers_config(checkpoint)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # whatever a value of config.json sets off
         raise _no_model(checkpoint, error) from None
+
+
+def _model_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that the model needs; [out, in] for linear weights."""
+    model = empty_model(checkpoint)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if checkpoint.tied:
         shapes.pop(checkpoint.family.head, None)

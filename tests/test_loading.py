@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from quantlab import InputError, load_model, quantize_checkpoint
 from quantlab.checkpoint import families
+from quantlab.nn import QuantLinear
 
 TOKENS = torch.arange(40).reshape(2, 20) * 7 % 512
 
@@ -81,6 +82,54 @@ def test_the_dtype_is_fp32_unless_asked_whatever_the_file_holds(llama_model, tmp
 def test_paths_may_be_strings_and_devices_names(packed):
     model = load_model(str(packed), device="cpu")
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+
+# int8 activations.
+
+
+def test_int8_activations_reach_every_packed_layer_and_come_near(packed):
+    """A tied head is one of them, though its blocks are the embedding's."""
+    model, exact = load_model(packed, activations="int8"), load_model(packed)
+    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    assert model.get_output_embeddings() in layers
+    assert {layer.activations for layer in layers} == {"int8"}
+    found, expected = logits(model), logits(exact)
+    assert not torch.equal(found, expected)
+    error = (found - expected).norm() / expected.norm()
+    assert error < 0.02
+
+
+def test_activations_are_float_unless_asked(packed):
+    default, asked = load_model(packed), load_model(packed, activations="float")
+    assert torch.equal(logits(default), logits(asked))
+
+
+def test_int8_activations_add_no_weights(packed):
+    """Only the packed bytes, before a forward pass and after it."""
+    model, exact = load_model(packed, activations="int8"), load_model(packed)
+    logits(model)
+    held = {name: (tensor.dtype, tensor.shape) for name, tensor in model.state_dict().items()}
+    assert held == {name: (tensor.dtype, tensor.shape) for name, tensor in exact.state_dict().items()}
+
+
+def test_int8_activations_are_not_saved(packed, tmp_path):
+    load_model(packed, activations="int8").save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(load_model(tmp_path / "again")), logits(load_model(packed)))
+
+
+def test_activations_that_do_not_exist_are_refused(packed):
+    with pytest.raises(InputError, match="activations 'int4': choose one of: float, int8"):
+        load_model(packed, activations="int4")
+
+
+def test_int8_activations_on_another_device_are_refused(packed):
+    with pytest.raises(InputError, match="on the CPU only, not on cuda; choose device='cpu'"):
+        load_model(packed, activations="int8", device="cuda")
+
+
+def test_int8_activations_without_packed_layers_are_refused(float_model):
+    with pytest.raises(InputError, match="int8 activations need packed linear layers; quantize the model first"):
+        load_model(float_model, activations="int8")
 
 
 # What it refuses, float and quantized alike.

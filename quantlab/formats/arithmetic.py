@@ -119,7 +119,7 @@ def quantize_torch(weight: torch.Tensor, format: BlockFormat) -> torch.Tensor:
     else:
         d, minimum, codes = _affine_codes(x, format) if format.has_minimum else _symmetric_codes(x, format)
         scales = [_half_bytes(d)] + ([_half_bytes(minimum)] if format.has_minimum else [])
-        packed = torch.cat([*scales, *_pack_codes(codes, format)], dim=1)
+        packed = torch.cat([*scales, *pack_codes(codes, format)], dim=1)
     return packed.reshape(weight.shape[0], -1)
 
 
@@ -178,7 +178,8 @@ def _truncate(codes: torch.Tensor, levels: int) -> torch.Tensor:
     return codes.trunc().clamp(0, levels - 1).to(torch.uint8)
 
 
-def _pack_codes(codes: torch.Tensor, format: BlockFormat) -> list[torch.Tensor]:
+def pack_codes(codes: torch.Tensor, format: BlockFormat) -> list[torch.Tensor]:
+    """The bytes after the scales of four- and five-bit blocks, in parts, from stored codes, uint8 [blocks, 32]."""
     low, high = codes[:, :16] & 0x0F, codes[:, 16:] & 0x0F
     nibbles = low | (high << 4)
     if format.code_bits == 4:

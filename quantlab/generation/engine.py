@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from quantlab.errors import InputError
-from quantlab.generation.sampling import SamplingParams, sample
+from quantlab.generation.sampling import Sampler, SamplingParams
 
 PREFILL_CHUNK = 512  # tokens per forward pass: bounds the memory of a long prompt
 
@@ -45,7 +45,7 @@ class Engine(ABC):
         Raises:
             InputError: no tokens, an id outside the vocabulary, more than the context holds, or a chunk of none.
         """
-        self._check(token_ids)
+        token_ids = self._checked(token_ids)
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk {chunk}: at least 1 token is needed")
         common = 0
@@ -57,7 +57,7 @@ class Engine(ABC):
         self.rewind(common)
         step = chunk or PREFILL_CHUNK
         for start in range(common, len(token_ids), step):
-            self.append(list(token_ids[start : start + step]))
+            self.append(token_ids[start : start + step])
         return common
 
     def logits(self) -> np.ndarray:
@@ -66,9 +66,19 @@ class Engine(ABC):
         return self._logits
 
     def decode(self, params: SamplingParams, max_tokens: int) -> Iterator[int]:
-        """Draw tokens until `max_tokens` or the context's end; one is computed with when the next is asked for."""
+        """Draw tokens until `max_tokens` or the context's end; one is computed with when the next is asked for.
+
+        What the sequence holds before the first draw is the prompt: presence and frequency penalties count the rest.
+
+        Raises:
+            InputError: a logit bias for an id outside the vocabulary; while drawing, logits that are not numbers.
+        """
+        return self._drawn(Sampler(params, self.vocabulary), max_tokens)
+
+    def _drawn(self, sampler: Sampler, max_tokens: int) -> Iterator[int]:
+        prompt = self.position
         for count in range(max_tokens):
-            token = sample(self.logits(), self.tokens, params, self.position)
+            token = sampler.draw(self.logits(), self.tokens, self.position, prompt)
             yield token
             if self.position >= self.context or count + 1 == max_tokens:
                 return
@@ -92,13 +102,17 @@ class Engine(ABC):
         self._logits = self._forward(token_ids)
         self.tokens.extend(token_ids)
 
-    def _check(self, token_ids: Sequence[int]) -> None:
+    def _checked(self, token_ids: Sequence[int]) -> list[int]:
+        """As Python's integers, which numpy's may stand for."""
         if not len(token_ids):
             raise InputError("the prompt holds no token")
+        if strange := [i for i in token_ids if isinstance(i, bool) or not isinstance(i, (int, np.integer))]:
+            raise InputError(f"token id {strange[0]!r}: a whole number is expected")
         if outside := [i for i in token_ids if not 0 <= i < self.vocabulary]:
             raise InputError(f"token id {outside[0]} is outside the vocabulary of {self.vocabulary}")
         if len(token_ids) > self.context:
             raise InputError(f"the prompt has {len(token_ids)} tokens; the context holds {self.context}")
+        return [int(i) for i in token_ids]
 
     @abstractmethod
     def _forward(self, token_ids: list[int]) -> np.ndarray:

@@ -98,12 +98,13 @@ def complete(
         raise InputError("a stop string is empty")
     params = params or SamplingParams()
     prompt_ids = tokenizer.encode(prompt)
+    drawn = engine.decode(params, max_tokens)  # already here: parameters that are wrong must not cost a prefill
     started = time.perf_counter()
     cached = engine.prefill(prompt_ids)
     prefilled = time.perf_counter()
     text = TextStream(tokenizer, prompt_ids, stop, on_text)
     finish_reason: FinishReason = "length"
-    for token in engine.decode(params, max_tokens):
+    for token in drawn:
         if text.add(token, is_end=token in tokenizer.eos):
             finish_reason = "stop"
             break

@@ -22,6 +22,7 @@ from quantlab.formats import FORMATS
 from quantlab.formats.packing import pack_rows
 from quantlab.generation.decoder_description import ACTIVATIONS, NORMS, Description, describe, rotary_table
 from quantlab.generation.engine import Engine
+from quantlab.generation.memory import check_memory, needed_memory
 from quantlab.generation.saved_cache import read_cache, write_cache
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 KERNEL_TYPES = (*FORMATS, "f32", "f16", "bf16", "f64")  # f64 is rounded to f32
 CACHE_TYPES = ("f32", "f16", "q8_0")  # in the order of the core's enumeration
 ACTIVATION_TYPES = ("int8", "f32")
+MAX_THREADS = 1024  # the core's limit
 DEFAULT_CONTEXT = 4096  # tokens, where the model could hold more: a cache is allocated for all of them
 # GGUF's names of a layer's tensors -> the decoder's; two or three where rows of several lie in one tensor.
 MATRICES = {
@@ -65,7 +67,7 @@ class NativeEngine(Engine):
 
     Raises:
         InputError: the model asks for something that the decoder does not compute, its tensors are not those of its
-            configuration, or an argument is wrong.
+            configuration, it does not fit into memory, or an argument is wrong.
     """
 
     name = "native"
@@ -86,13 +88,18 @@ class NativeEngine(Engine):
             raise InputError(f"activations {activations!r}: choose one of: {', '.join(ACTIVATION_TYPES)}")
         if threads is not None and threads < 1:
             raise InputError(f"threads {threads}: at least 1 is needed")
+        if threads is not None and threads > MAX_THREADS:
+            raise InputError(f"threads {threads}: at most {MAX_THREADS} can be used")
         check_shapes(checkpoint)
         self._path = checkpoint.path
         self.description = describe(checkpoint.config, str(checkpoint.path))
         sizes = self.description.sizes
-        self.context = min(context or DEFAULT_CONTEXT, sizes.context)
+        self.context = min(DEFAULT_CONTEXT if context is None else context, sizes.context)
         if self.context < 1:
             raise InputError(f"context {context}: at least 1 token is needed")
+        if kv == "q8_0" and sizes.head_dim % 32:
+            raise InputError(f"kv q8_0: {self._path} has heads of {sizes.head_dim}, no multiple of 32; choose f16")
+        check_memory(str(self._path), needed_memory(checkpoint, self.description, self.context, kv))
         self.kv, self.activations = kv, activations
         loader = _Loader(checkpoint, self.description, self.context)
         weights = loader.load()
@@ -118,11 +125,15 @@ class NativeEngine(Engine):
 
     def logits_of(self, token_ids: Sequence[int]) -> np.ndarray:
         """fp32 [tokens, vocabulary] after each token of a sequence that starts anew."""
-        self._check(token_ids)
+        token_ids = self._checked(token_ids)
         self.rewind(0)
+        return self.append_all(token_ids)
+
+    def append_all(self, token_ids: Sequence[int]) -> np.ndarray:
+        """As `append`; fp32 [tokens, vocabulary] after each of them."""
         logits = np.empty((len(token_ids), self.vocabulary), np.float32)
         self._decoder.append(np.asarray(token_ids, np.int32), logits)
-        self.tokens = list(token_ids)
+        self.tokens.extend(token_ids)
         self._logits = logits[-1]
         return logits
 

@@ -1,26 +1,52 @@
-"""The sampler: a token is a function of logits, parameters, history, seed and position, and of nothing else."""
+"""The sampler: a token is a function of logits, parameters, history, seed and position, and of nothing else.
+
+The arithmetic is the native core's (native/src/engine/sampler.h), whichever engine computed the logits. Batches,
+speculation and what was drawn before cannot change a draw, and its bits are the same on every machine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from quantlab import native
 from quantlab.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How the next token is drawn. Steps run in the order of the fields, as transformers' logits processors do.
 
-    `repetition_penalty` divides positive and multiplies negative logits of tokens seen before (Keskar et al. 2019,
-    CTRL, arXiv 1909.05858). `temperature` 0 takes the most likely token. `top_k` keeps the k most likely (0: all),
-    `top_p` the smallest set with that probability (Holtzman et al. 2020, arXiv 1904.09751), `min_p` those of at least
-    that share of the most likely one's probability (Nguyen et al. 2024, arXiv 2407.01082).
+    Attributes:
+        logit_bias: added to the logits of token ids; minus infinity forbids a token.
+        repetition_penalty: divides positive and multiplies negative logits of tokens that the text holds, the prompt
+            included, once each (Keskar et al. 2019, CTRL, arXiv 1909.05858; transformers', llama.cpp's).
+        presence_penalty: subtracted from the logits of tokens that were generated; the prompt's do not count
+            (OpenAI's).
+        frequency_penalty: the same, for each time that a token was generated (OpenAI's).
+        penalty_window: how many tokens at the end of the text the three penalties look at (llama.cpp's
+            `repeat_last_n`); 0: the whole text.
+        temperature: divides logits; 0 takes the most likely token.
+        top_k: keeps the k most likely tokens; 0: all.
+        top_p: keeps the smallest set with that probability (Holtzman et al. 2020, arXiv 1904.09751).
+        min_p: keeps tokens of at least that share of the most likely one's probability (Nguyen et al. 2024, arXiv
+            2407.01082).
+        seed: the key of the random numbers.
+
+    Among equally likely tokens the smaller id comes first, in every step.
+
+    Raises:
+        InputError: fields out of range, all of them named.
     """
 
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_window: int = 0
     temperature: float = 0.8
     top_k: int = 40
     top_p: float = 0.95
@@ -28,9 +54,16 @@ class SamplingParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
         checks = {
-            "repetition penalty must be greater than 0": 0 < self.repetition_penalty < float("inf"),
-            "temperature must be 0 or more": 0 <= self.temperature < float("inf"),
+            "logit bias must be a number below infinity for token ids from 0 on": all(
+                token >= 0 and bias < math.inf for token, bias in self.logit_bias.items()
+            ),
+            "repetition penalty must be greater than 0": 0 < self.repetition_penalty < math.inf,
+            "presence penalty must be finite": math.isfinite(self.presence_penalty),
+            "frequency penalty must be finite": math.isfinite(self.frequency_penalty),
+            "penalty window must be 0 or more": self.penalty_window >= 0,
+            "temperature must be 0 or more": 0 <= self.temperature < math.inf,
             "top-k must be 0 or more": self.top_k >= 0,
             "top-p must be above 0 and at most 1": 0 < self.top_p <= 1,
             "min-p must be at least 0 and at most 1": 0 <= self.min_p <= 1,
@@ -40,43 +73,46 @@ class SamplingParams:
             raise InputError("; ".join(faults))
 
 
-def sample(logits: np.ndarray, history: Sequence[int], params: SamplingParams, position: int) -> int:
-    """Draw the token at `position` (0-based, in the whole text) from `logits`, fp32 [vocabulary].
+class Sampler:
+    """`params` for a vocabulary, with memory that draws share; for one thread at a time.
 
-    Ties go to the smaller id. The random number is the Philox generator's at counter `position` under key `seed`, so a
-    draw does not depend on how many came before it.
+    Raises:
+        InputError: `params.logit_bias` names an id that the vocabulary does not have.
     """
-    scores = _penalized(logits.astype(np.float64), history, params.repetition_penalty)
-    if params.temperature == 0:
-        return int(scores.argmax())
-    candidates = _most_likely(scores, params.top_k)
-    weights = np.exp((scores[candidates] - scores[candidates[0]]) / params.temperature)
-    kept = _nucleus(weights, params.top_p, params.min_p)
-    cumulative = np.cumsum(weights[:kept])
-    draw = np.random.Generator(np.random.Philox(key=params.seed, counter=position)).random() * cumulative[-1]
-    return int(candidates[min(int(np.searchsorted(cumulative, draw, side="right")), kept - 1)])
+
+    def __init__(self, params: SamplingParams, vocabulary: int) -> None:
+        if outside := [token for token in params.logit_bias if token >= vocabulary]:
+            raise InputError(f"logit bias: token id {outside[0]} is outside the vocabulary of {vocabulary}")
+        settings = {
+            **vars(params),
+            "logit_bias": sorted(params.logit_bias.items()),
+            "top_k": min(params.top_k, vocabulary),
+            "penalty_window": min(params.penalty_window, (1 << 63) - 1),  # beyond any text
+        }
+        self._sampler = native.Sampler(vocabulary, **settings)
+
+    def draw(self, logits: np.ndarray, history: list[int], position: int, prompt: int = 0) -> int:
+        """The token at `position` (0-based, in the whole text).
+
+        The random number is the Philox generator's at counter `position` under key `seed`, so a draw does not depend
+        on how many came before it.
+
+        Args:
+            logits: fp32 [vocabulary]; minus infinity marks tokens that must not come.
+            history: the text so far; read only if a penalty is on.
+            prompt: how many tokens of `history`, from its beginning, were not generated.
+
+        Raises:
+            InputError: a logit is NaN or infinite, or none is above minus infinity.
+        """
+        try:
+            token: int = self._sampler.draw(logits, history, prompt, position)
+        except ValueError as error:
+            raise InputError(f"position {position}: {error}") from None
+        return token
 
 
-def _penalized(scores: np.ndarray, history: Sequence[int], penalty: float) -> np.ndarray:
-    if penalty != 1 and len(history):
-        seen = np.unique(np.asarray(history, dtype=np.int64))
-        scores[seen] = np.where(scores[seen] > 0, scores[seen] / penalty, scores[seen] * penalty)
-    return scores
-
-
-def _most_likely(scores: np.ndarray, top_k: int) -> np.ndarray:
-    """Ids by falling score, the smaller id first among equals; only the `top_k` first if it is not 0."""
-    if not 0 < top_k < len(scores):
-        return np.argsort(-scores, kind="stable")
-    threshold = np.partition(scores, -top_k)[-top_k]
-    ids = np.flatnonzero(scores >= threshold)
-    return ids[np.argsort(-scores[ids], kind="stable")][:top_k]
-
-
-def _nucleus(weights: np.ndarray, top_p: float, min_p: float) -> int:
-    """How many of the falling weights stay; at least one."""
-    kept = len(weights)
-    if top_p < 1:
-        kept = int(np.searchsorted(np.cumsum(weights), top_p * weights.sum(), side="left")) + 1
-    above = int(np.count_nonzero(weights >= min_p * weights[0]))
-    return max(1, min(kept, above, len(weights)))
+def sample(logits: np.ndarray, history: Sequence[int], params: SamplingParams, position: int, prompt: int = 0) -> int:
+    """One draw, from a sampler of its own; see `Sampler.draw`."""
+    values = np.ascontiguousarray(logits, np.float32)
+    return Sampler(params, len(values)).draw(values, list(history), position, prompt)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import os
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 import quantlab.native._core as _core
-from quantlab.native._core import Decoder, DecoderSpec, DecoderWeights, PackedMatrix, read_bandwidth
+from quantlab.native._core import Decoder, DecoderSpec, DecoderWeights, PackedMatrix, Sampler, read_bandwidth
 
 __all__ = [
     "Decoder",
@@ -30,9 +30,11 @@ __all__ = [
     "DecoderWeights",
     "PackedMatrix",
     "Quantized",
+    "Sampler",
     "cpu_kernel",
     "default_threads",
     "dequantize",
+    "multiply_int8",
     "quantize",
     "quantize_checked",
     "read_bandwidth",
@@ -166,11 +168,64 @@ def dequantize(
     Other Python threads run meanwhile.
     """
     if out is None:
-        rows, row_bytes = blocks.shape if np.ndim(blocks) == 2 else (0, 0)
+        is_matrix = isinstance(blocks, np.ndarray) and blocks.ndim == 2
+        rows, row_bytes = blocks.shape if is_matrix else (0, 0)  # the core says what is wrong
         out = np.empty((rows, _core.columns(format, row_bytes)), _element_type(element))
     raw, element = _raw_weights(out, element)
     _core.dequantize(format, element, blocks, _threads(threads), raw)
     return out
+
+
+def multiply_int8(
+    format: str,
+    blocks: Blocks,
+    values: npt.NDArray[np.float32],
+    *,
+    threads: int | None = None,
+    out: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.float32]:
+    """Multiply activations by packed rows, the activations rounded to int8 on the way: `values @ weights.T`.
+
+    Each run of 32 activations is rounded to whole multiples of its largest magnitude / 127, ties to even; products of
+    a block are added exactly, blocks in fp32 in ascending order. The result is the engine's, bit for bit, whatever
+    the number of threads and of rows of `values`. The blocks are read where they lie: besides `out` a call needs 1.25
+    bytes an activation and some 128 KiB a thread.
+
+    Args:
+        format: one of those `quantize` lists.
+        blocks: uint8 [rows, row bytes], row bytes a multiple of the format's block bytes.
+        values: float32 [tokens, columns]. A token with one that is NaN or infinite has outputs NaN.
+        threads: the most to use, by default `default_threads()`; small products take one.
+        out: float32 [tokens, rows] to write to.
+
+    Returns float32 [tokens, rows]; `out` if given.
+
+    Raises:
+        ValueError: an unknown format, rows that are not whole blocks, values or an `out` of another shape, threads
+            out of range.
+        TypeError: an array of another type, number of dimensions or memory layout, or an `out` that is read-only.
+        InputError: as `cpu_kernel`.
+
+    Other Python threads run meanwhile; those that multiply take turns, unless the products are small.
+    """
+    cpu_kernel()
+    if out is None:
+        out = np.empty((np.shape(values)[0], np.shape(blocks)[0]), np.float32)
+    work = np.size(blocks) * (4 + len(values))  # taking a byte's weights from their rows costs as much as four tokens
+    wanted = _threads(threads)
+    _core.multiply_file_rows(
+        _pool(wanted if work > _LEAST_SHARED_WORK else min(wanted, 1)), format, blocks, values, out
+    )
+    return out
+
+
+_LEAST_SHARED_WORK = 1 << 19  # some 50 microseconds: waking another thread takes as long
+
+
+@lru_cache(maxsize=2)  # of one thread, and of as many as the process uses
+def _pool(threads: int) -> _core.ThreadPool:
+    """Threads that sleep between calls; a forked child starts its own."""
+    return _core.ThreadPool(threads)
 
 
 def relative_error(sums: npt.NDArray[np.float64]) -> float:
@@ -219,7 +274,9 @@ def _element_type(element: str) -> np.dtype[Any]:
 
 def _raw_weights(weights: Array, element: str | None) -> tuple[Blocks, str]:
     """The bytes of the rows, as a view, and the word for their element type."""
-    dtype = np.asarray(weights).dtype
+    if not isinstance(weights, np.ndarray):
+        raise TypeError(f"weights must be a numpy array, not {type(weights).__name__}")
+    dtype = weights.dtype
     if element is None:
         named = [word for word in ("f32", "f16") if dtype == _ELEMENT_TYPES[word]]
         if not named:

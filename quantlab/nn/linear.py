@@ -8,7 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from quantlab.errors import InputError
 from quantlab.formats import BlockFormat, PackedTensor
+from quantlab.nn.int8 import int8_linear
+
+ACTIVATIONS = ("float", "int8")
 
 
 class QuantLinear(nn.Linear):
@@ -18,13 +22,22 @@ class QuantLinear(nn.Linear):
     The input's gradient is computed from the blocks too; no float copy of W outlives a call. Subclassing nn.Linear lets
     peft's `all-linear` find it.
 
+    With `activations="int8"` the input is rounded in runs of 32 and multiplied straight from the blocks, as the native
+    engine does it, bit for bit (`int8_linear`). That works on CPU alone. The input's gradient is that of float
+    activations: rounding passes it straight through, as in quantization-aware training. The attribute may be set at
+    any time (`set_activations` does for a whole model); it is a way to compute and is not saved.
+
     Args:
         in_features: columns of W, a multiple of 32.
         out_features: rows of W.
         bias: whether there is a bias, of `dtype`.
         format: the weight's block format.
         transposed: multiply as GPT-2's Conv1D does, x @ W[in, out], so that the result is that of the float model to
-            the last bit.
+            the last bit. int8 activations leave no choice of order.
+        activations: "float" or "int8".
+
+    Raises:
+        InputError: `activations` is neither.
     """
 
     def __init__(
@@ -35,12 +48,14 @@ class QuantLinear(nn.Linear):
         bias: bool,
         format: BlockFormat,
         transposed: bool = False,
+        activations: str = "float",
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         nn.Module.__init__(self)  # nn.Linear's own would allocate the float weight
         self.in_features, self.out_features = in_features, out_features
         self.format, self.transposed = format, transposed
+        self.activations = checked_activations(activations)
         blocks = torch.zeros(out_features, format.row_bytes(in_features), dtype=torch.uint8, device=device)
         self.weight = nn.Parameter(blocks, requires_grad=False)
         self.register_parameter(
@@ -54,19 +69,60 @@ class QuantLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features]."""
         if torch.is_grad_enabled() and (input.requires_grad or (self.bias is not None and self.bias.requires_grad)):
-            return _PackedLinear.apply(input, self.weight, self.bias, self.format, self.transposed)
-        return _linear(input, self.weight, self.bias, self.format, self.transposed)
+            return _PackedLinear.apply(input, self.weight, self.bias, self.format, self.transposed, self.activations)
+        return _multiplied(input, self.weight, self.bias, self.format, self.transposed, self.activations)
 
     def reset_parameters(self) -> None:
         """Nothing: blocks come from a checkpoint."""
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, format={self.format.name}"
+        activations = "" if self.activations == "float" else f", activations={self.activations}"
+        return f"{super().extra_repr()}, format={self.format.name}{activations}"
 
 
-def _linear(
+def checked_activations(activations: str) -> str:
+    """That word, if it is one of `ACTIVATIONS`.
+
+    Raises:
+        InputError: it is not.
+    """
+    if activations not in ACTIVATIONS:
+        raise InputError(f"activations {activations!r}: choose one of: {', '.join(ACTIVATIONS)}")
+    return activations
+
+
+def set_activations(model: nn.Module, activations: str) -> list[str]:
+    """Let every `QuantLinear` in `model` compute in these activations.
+
+    Returns:
+        The layers' names.
+
+    Raises:
+        InputError: `activations` is none of `ACTIVATIONS`.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
+    for layer in layers.values():
+        layer.activations = checked_activations(activations)
+    return list(layers)
+
+
+def _multiplied(
+    x: torch.Tensor,
+    blocks: torch.Tensor,
+    bias: torch.Tensor | None,
+    format: BlockFormat,
+    transposed: bool,
+    activations: str,
+) -> torch.Tensor:
+    if activations == "int8":
+        return int8_linear(x, blocks, bias, format)
+    return packed_linear(x, blocks, bias, format, transposed)
+
+
+def packed_linear(
     x: torch.Tensor, blocks: torch.Tensor, bias: torch.Tensor | None, format: BlockFormat, transposed: bool
 ) -> torch.Tensor:
+    """What a layer over `blocks` (uint8 [out, row_bytes]) computes of x [..., in]; see `QuantLinear`."""
     weight = format.dequantize(blocks, x.dtype)
     if not transposed:
         return F.linear(x, weight, bias)
@@ -87,11 +143,12 @@ class _PackedLinear(torch.autograd.Function):
         bias: torch.Tensor | None,
         format: BlockFormat,
         transposed: bool,
+        activations: str,
     ) -> torch.Tensor:
         context.save_for_backward(blocks)
         context.format, context.dtype = format, x.dtype
         context.bias_dtype = None if bias is None else bias.dtype
-        return _linear(x, blocks, bias, format, transposed)
+        return _multiplied(x, blocks, bias, format, transposed, activations)
 
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -102,4 +159,4 @@ class _PackedLinear(torch.autograd.Function):
             input_gradient = (gradient @ weight).to(context.dtype)
         if context.bias_dtype is not None and context.needs_input_grad[2]:
             bias_gradient = gradient.reshape(-1, gradient.shape[-1]).sum(dim=0).to(context.bias_dtype)
-        return input_gradient, None, bias_gradient, None, None
+        return input_gradient, None, bias_gradient, None, None, None

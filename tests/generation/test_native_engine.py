@@ -78,7 +78,11 @@ def test_folder_and_gguf_are_the_same_model(model, tmp_path):
 def packed(request, make_model, tmp_path_factory) -> Path:
     """Packed models with grouped queries, windows and head norms, and a parallel residual."""
     folder = tmp_path_factory.mktemp("bits")
-    make_model(folder / "float", request.param, tied=FAMILIES[request.param].tied_by_default)
+    # Heads of 32, as a q8_0 cache wants them.
+    heads = {"num_attention_heads": 2} if request.param == "gpt_neox" else {"head_dim": 32}
+    if request.param == "gemma3_text":
+        heads["query_pre_attn_scalar"] = 32
+    make_model(folder / "float", request.param, tied=FAMILIES[request.param].tied_by_default, **heads)
     quantize_checkpoint(folder / "float", folder / "packed")
     return folder / "packed"
 
@@ -88,7 +92,7 @@ def packed(request, make_model, tmp_path_factory) -> Path:
 def test_the_same_bits_however_it_is_called(packed, monkeypatch, data):
     """Threads, kernels, chunks, one by one or at once, cold or rewound: the contract."""
     ids = tokens(data.draw(st.integers(2, 100)), data.draw(st.integers(0, 3)))
-    kv = data.draw(st.sampled_from(["f16", "f32"]))
+    kv = data.draw(st.sampled_from(["f16", "f32", "q8_0"]))
     activations = data.draw(st.sampled_from(["int8", "f32"]))
     expected = load_native(packed, threads=1, kv=kv, activations=activations).logits_of(ids)
     with monkeypatch.context() as context:
@@ -145,7 +149,7 @@ def test_tokens_that_do_not_fit(packed):
     assert engine.position == 8
 
 
-@pytest.mark.parametrize("kv", ["f16", "f32"])
+@pytest.mark.parametrize("kv", ["f16", "f32", "q8_0"])
 def test_a_restored_cache_gives_the_bits_of_a_cold_run(packed, kv, tmp_path):
     ids = tokens(60)
     saved = load_native(packed, threads=1, kv=kv)

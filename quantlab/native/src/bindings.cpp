@@ -1,12 +1,14 @@
 // The Python module `_core`: checks numpy arrays and hands them to the block conversions without the interpreter lock.
+#include "array_argument.h"
 #include "engine/decoder_bindings.h"
+#include "engine/file_rows_bindings.h"
+#include "engine/sampler_bindings.h"
 #include "engine_bindings.h"
 #include "instruction_set.h"
 #include "matrices.h"
+#include "quantizers/quantizer_bindings.h"
 
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
 #include <cstdint>
@@ -18,10 +20,8 @@ namespace nb = nanobind;
 
 namespace {
 
-using InBytes = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using OutBytes = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-// A row's two sums, as RowSums holds them.
-using OutSums = nb::ndarray<double, nb::shape<-1, 2>, nb::c_contig, nb::device::cpu>;
+using quantlab::Array;
+using quantlab::array_of;
 
 static_assert(sizeof(quantlab::RowSums) == 2 * sizeof(double));
 
@@ -86,6 +86,10 @@ const quantlab::Kernel& kernel() {
 
 // How many times `unit` goes into `size`, which must be whole.
 std::int64_t whole_units(const std::string& subject, std::int64_t size, const char* measure, std::int64_t unit) {
+    constexpr std::int64_t most = std::int64_t{1} << 48;  // beyond any memory, and far from overflow
+    if (size < 0 || size > most) {
+        fail(subject + " cannot have " + std::to_string(size) + " " + measure);
+    }
     if (size % unit != 0) {
         fail(subject + " have " + std::to_string(size) + " " + measure + "; expected a multiple of " +
              std::to_string(unit) + ", those of one block");
@@ -136,9 +140,14 @@ nb::object as_tuple(const std::optional<quantlab::Position>& position) {
     return nb::make_tuple(position->row, position->index);
 }
 
-nb::tuple quantize(const std::string& name, const std::string& element_name, const InBytes& weights,
-                   std::int64_t levels, std::int64_t threads, const OutBytes& out,
-                   const std::optional<OutSums>& sums) {
+nb::tuple quantize(const std::string& name, const std::string& element_name, nb::handle weights_given,
+                   std::int64_t levels, std::int64_t threads, nb::handle out_given, nb::handle sums_given) {
+    const auto weights = array_of<const std::uint8_t, 2>("weights", weights_given, "[rows, bytes]");
+    const auto out = array_of<std::uint8_t, 2>("out", out_given, "[rows, row bytes]");
+    std::optional<Array<double, 2>> sums;  // a row's two sums, as RowSums holds them
+    if (!sums_given.is_none()) {
+        sums = array_of<double, 2>("sums", sums_given, "[rows, 2]");
+    }
     const quantlab::BlockFormat& format = known_format(name);
     const quantlab::Element element = known_element(element_name);
     const auto width = static_cast<std::int64_t>(weights.shape(1));
@@ -162,8 +171,10 @@ nb::tuple quantize(const std::string& name, const std::string& element_name, con
     return nb::make_tuple(as_tuple(faults.not_finite), as_tuple(faults.overflow));
 }
 
-void dequantize(const std::string& name, const std::string& element_name, const InBytes& blocks, std::int64_t threads,
-                const OutBytes& out) {
+void dequantize(const std::string& name, const std::string& element_name, nb::handle blocks_given,
+                std::int64_t threads, nb::handle out_given) {
+    const auto blocks = array_of<const std::uint8_t, 2>("blocks", blocks_given, "[rows, row bytes]");
+    const auto out = array_of<std::uint8_t, 2>("out", out_given, "[rows, bytes]");
     const quantlab::BlockFormat& format = known_format(name);
     const quantlab::Element element = known_element(element_name);
     const quantlab::MatrixShape shape{static_cast<std::int64_t>(blocks.shape(0)),
@@ -178,15 +189,17 @@ void dequantize(const std::string& name, const std::string& element_name, const 
 }  // namespace
 
 NB_MODULE(_core, module) {
-    // noconvert: an array of another type or layout is an error, not a silent copy.
-    module.def("quantize", &quantize, nb::arg("format"), nb::arg("element"), nb::arg("weights").noconvert(),
-               nb::arg("levels"), nb::arg("threads"), nb::arg("out").noconvert(),
-               nb::arg("sums").noconvert().none());
-    module.def("dequantize", &dequantize, nb::arg("format"), nb::arg("element"), nb::arg("blocks").noconvert(),
-               nb::arg("threads"), nb::arg("out").noconvert());
+    module.def("quantize", &quantize, nb::arg("format"), nb::arg("element"), nb::arg("weights"),
+               nb::arg("levels"), nb::arg("threads"), nb::arg("out"),
+               nb::arg("sums").none());
+    module.def("dequantize", &dequantize, nb::arg("format"), nb::arg("element"), nb::arg("blocks"),
+               nb::arg("threads"), nb::arg("out"));
     module.def("row_bytes", &row_bytes, nb::arg("format"), nb::arg("columns"));
     module.def("columns", &columns, nb::arg("format"), nb::arg("row_bytes"));
     module.def("cpu_kernel", [] { return std::string(quantlab::name_of(instruction_set())); });
     quantlab::register_engine(module);
     quantlab::engine::bind_decoder(module);
+    quantlab::quantizers::bind_quantizers(module);
+    quantlab::engine::bind_sampler(module);
+    quantlab::engine::bind_file_rows(module);
 }

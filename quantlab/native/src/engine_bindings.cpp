@@ -3,10 +3,10 @@
 // Callers have checked the user's choice of an instruction set (`cpu_kernel`).
 #include "engine_bindings.h"
 
+#include "array_argument.h"
 #include "engine/packed_matrix.h"
 #include "engine/thread_pool.h"
 
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
 #include <algorithm>
@@ -27,7 +27,7 @@ using engine::Tokens;
 using engine::WeightType;
 
 template <typename Element>
-using Matrix = nb::ndarray<Element, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Matrix = Array<Element, 2>;
 
 constexpr const char* type_names[engine::weight_type_count] = {"f32",  "f16",  "bf16", "q4_0",
                                                                "q4_1", "q5_0", "q5_1", "q8_0"};
@@ -46,7 +46,11 @@ WeightType known_type(const std::string& name) {
             return static_cast<WeightType>(i);
         }
     }
-    fail("unknown weight type '" + name + "'");
+    std::string names;
+    for (const char* known : type_names) {
+        names += std::string(names.empty() ? "" : ", ") + known;
+    }
+    fail("unknown weight type '" + name + "'; expected one of " + names);
 }
 
 template <typename Element>
@@ -58,7 +62,14 @@ void check_shape(const char* subject, const Matrix<Element>& array, std::int64_t
                 "]; expected [" + std::to_string(rows) + ", " + std::to_string(columns) + "]");
 }
 
+int count_of(const char* subject, std::size_t count) {
+    require(count <= static_cast<std::size_t>(std::numeric_limits<int>::max()),
+            std::string(subject) + " has " + std::to_string(count) + " rows: too many");
+    return static_cast<int>(count);
+}
+
 int checked_columns(std::int64_t columns) {
+    require(columns <= std::numeric_limits<int>::max(), std::to_string(columns) + " columns are too many");
     require(columns % engine::block_columns == 0, std::to_string(columns) + " columns are not a multiple of 32");
     return static_cast<int>(columns);
 }
@@ -66,15 +77,17 @@ int checked_columns(std::int64_t columns) {
 PackedMatrix* new_matrix(PackedMatrix* place, const std::string& type_name, std::int64_t rows, std::int64_t columns) {
     constexpr std::int64_t most = std::numeric_limits<int>::max() / 2;
     const WeightType type = known_type(type_name);
-    require(rows >= 1 && rows <= most, "a matrix cannot have " + std::to_string(rows) + " rows");
-    require(columns >= 1 && columns <= most, "a matrix cannot have " + std::to_string(columns) + " columns");
+    const std::string expected = "; expected 1 to " + std::to_string(most);
+    require(rows >= 1 && rows <= most, "a matrix cannot have " + std::to_string(rows) + " rows" + expected);
+    require(columns >= 1 && columns <= most, "a matrix cannot have " + std::to_string(columns) + " columns" + expected);
     if (engine::is_quantized(type)) {
         checked_columns(columns);
     }
     return new (place) PackedMatrix(type, rows, columns);
 }
 
-void fill(PackedMatrix& matrix, std::int64_t first_row, const Matrix<const std::uint8_t>& rows) {
+void fill(PackedMatrix& matrix, std::int64_t first_row, nb::handle rows_given) {
+    const auto rows = array_of<const std::uint8_t, 2>("rows", rows_given, "[rows, row bytes]");
     const auto count = static_cast<std::int64_t>(rows.shape(0));
     check_shape("rows", rows, count, engine::file_row_bytes(matrix.type(), matrix.columns()));
     require(first_row >= 0 && count <= matrix.rows() - first_row,
@@ -99,19 +112,24 @@ void multiply(const PackedMatrix& matrix, ThreadPool& pool, const Tokens& x, con
     });
 }
 
-void multiply_values(const PackedMatrix& matrix, ThreadPool& pool, const Matrix<const float>& values,
-                     const Matrix<float>& out, int first_group, int last_group) {
-    const auto count = static_cast<int>(values.shape(0));
+void multiply_values(const PackedMatrix& matrix, ThreadPool& pool, nb::handle values_given, nb::handle out_given,
+                     int first_group, int last_group) {
+    const auto values = array_of<const float, 2>("values", values_given, "[tokens, columns]");
+    const auto out = array_of<float, 2>("out", out_given, "[tokens, rows]");
+    const int count = count_of("values", values.shape(0));
     check_shape("values", values, count, matrix.columns());
     const Tokens x{count, static_cast<int>(matrix.columns()), values.data(), nullptr, nullptr, nullptr};
     multiply(matrix, pool, x, out, first_group, last_group);
 }
 
-void multiply_codes(const PackedMatrix& matrix, ThreadPool& pool, const Matrix<const std::int8_t>& codes,
-                    const Matrix<const float>& scales, const Matrix<const float>& sums, const Matrix<float>& out,
-                    int first_group, int last_group) {
+void multiply_codes(const PackedMatrix& matrix, ThreadPool& pool, nb::handle codes_given, nb::handle scales_given,
+                    nb::handle sums_given, nb::handle out_given, int first_group, int last_group) {
+    const auto codes = array_of<const std::int8_t, 2>("codes", codes_given, "[tokens, columns]");
+    const auto scales = array_of<const float, 2>("scales", scales_given, "[tokens, columns / 32]");
+    const auto sums = array_of<const float, 2>("sums", sums_given, "[tokens, columns / 32]");
+    const auto out = array_of<float, 2>("out", out_given, "[tokens, rows]");
     require(engine::is_quantized(matrix.type()), "codes multiply quantized weights only");
-    const auto count = static_cast<int>(codes.shape(0));
+    const int count = count_of("codes", codes.shape(0));
     const std::int64_t blocks = matrix.columns() / engine::block_columns;
     check_shape("codes", codes, count, matrix.columns());
     check_shape("scales", scales, count, blocks);
@@ -123,14 +141,19 @@ void multiply_codes(const PackedMatrix& matrix, ThreadPool& pool, const Matrix<c
     multiply(matrix, pool, x, out, first_group, last_group);
 }
 
-void read_row(const PackedMatrix& matrix, std::int64_t row, const Matrix<float>& out) {
-    require(row >= 0 && row < matrix.rows(), "no row " + std::to_string(row));
+void read_row(const PackedMatrix& matrix, std::int64_t row, nb::handle out_given) {
+    const auto out = array_of<float, 2>("out", out_given, "[1, columns]");
+    require(row >= 0 && row < matrix.rows(),
+            "no row " + std::to_string(row) + " in a matrix of " + std::to_string(matrix.rows()));
     check_shape("out", out, 1, matrix.columns());
     matrix.read_row(row, out.data());
 }
 
-void quantize_tokens(const Matrix<const float>& values, const Matrix<std::int8_t>& codes, const Matrix<float>& scales,
-                     const Matrix<float>& sums) {
+void quantize_tokens(nb::handle values_given, nb::handle codes_given, nb::handle scales_given, nb::handle sums_given) {
+    const auto values = array_of<const float, 2>("values", values_given, "[tokens, columns]");
+    const auto codes = array_of<std::int8_t, 2>("codes", codes_given, "[tokens, columns]");
+    const auto scales = array_of<float, 2>("scales", scales_given, "[tokens, columns / 32]");
+    const auto sums = array_of<float, 2>("sums", sums_given, "[tokens, columns / 32]");
     const auto count = static_cast<std::int64_t>(values.shape(0));
     const int columns = checked_columns(static_cast<std::int64_t>(values.shape(1)));
     const int blocks = columns / engine::block_columns;
@@ -145,7 +168,10 @@ void quantize_tokens(const Matrix<const float>& values, const Matrix<std::int8_t
 
 // Reads memory as fast as can be, each thread a part of it in four places at once, and does next to nothing with it:
 // the ruler for multiplications.
-std::uint64_t read_memory(ThreadPool& pool, const Matrix<const std::uint8_t>& bytes) {
+std::uint64_t read_memory(ThreadPool& pool, nb::handle bytes_given) {
+    const auto bytes = array_of<const std::uint8_t, 2>("bytes", bytes_given, "[rows, bytes]");
+    require(reinterpret_cast<std::uintptr_t>(bytes.data()) % alignof(std::uint64_t) == 0,
+            "bytes must begin at a multiple of 8");
     constexpr std::int64_t places = 4;
     constexpr std::int64_t words = 4;  // taken from a place at a time
     const auto* memory = reinterpret_cast<const std::uint64_t*>(bytes.data());
@@ -172,7 +198,7 @@ std::uint64_t read_memory(ThreadPool& pool, const Matrix<const std::uint8_t>& by
 }
 
 ThreadPool* new_pool(ThreadPool* place, int threads) {
-    require(threads >= 1 && threads <= 1024, "cannot use " + std::to_string(threads) + " threads");
+    require(threads >= 1 && threads <= 1024, "cannot use " + std::to_string(threads) + " threads; expected 1 to 1024");
     return new (place) ThreadPool(threads);
 }
 
@@ -191,16 +217,16 @@ void register_engine(nb::module_& module) {
             nb::arg("type"), nb::arg("rows"), nb::arg("columns"))
         .def_prop_ro("groups", &PackedMatrix::groups)
         .def_prop_ro("bytes", [](const PackedMatrix& matrix) { return matrix.groups() * matrix.group_bytes(); })
-        .def("fill", &fill, nb::arg("first_row"), nb::arg("rows").noconvert())
-        .def("multiply_values", &multiply_values, nb::arg("pool"), nb::arg("values").noconvert(),
-             nb::arg("out").noconvert(), nb::arg("first_group"), nb::arg("last_group"))
-        .def("multiply_codes", &multiply_codes, nb::arg("pool"), nb::arg("codes").noconvert(),
-             nb::arg("scales").noconvert(), nb::arg("sums").noconvert(), nb::arg("out").noconvert(),
+        .def("fill", &fill, nb::arg("first_row"), nb::arg("rows"))
+        .def("multiply_values", &multiply_values, nb::arg("pool"), nb::arg("values"),
+             nb::arg("out"), nb::arg("first_group"), nb::arg("last_group"))
+        .def("multiply_codes", &multiply_codes, nb::arg("pool"), nb::arg("codes"),
+             nb::arg("scales"), nb::arg("sums"), nb::arg("out"),
              nb::arg("first_group"), nb::arg("last_group"))
-        .def("read_row", &read_row, nb::arg("row"), nb::arg("out").noconvert());
-    module.def("read_memory", &read_memory, nb::arg("pool"), nb::arg("bytes").noconvert());
-    module.def("quantize_tokens", &quantize_tokens, nb::arg("values").noconvert(), nb::arg("codes").noconvert(),
-               nb::arg("scales").noconvert(), nb::arg("sums").noconvert());
+        .def("read_row", &read_row, nb::arg("row"), nb::arg("out"));
+    module.def("read_memory", &read_memory, nb::arg("pool"), nb::arg("bytes"));
+    module.def("quantize_tokens", &quantize_tokens, nb::arg("values"), nb::arg("codes"),
+               nb::arg("scales"), nb::arg("sums"));
 }
 
 }  // namespace quantlab

@@ -41,6 +41,10 @@ inline bool same_bits(float a, float b) {
     return std::bit_cast<std::uint32_t>(a) == std::bit_cast<std::uint32_t>(b) || (a != a && b != b);
 }
 
+void test_blocks();
+void test_decoder();
+void test_decoders_side_by_side();
 void test_lanes();
 void test_matmul();
+void test_sampler();
 void test_thread_pool();

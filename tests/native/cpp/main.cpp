@@ -1,9 +1,12 @@
-// Tests of the engine's linear algebra and threads, without Python. Ends with 0 if all hold.
+// Tests of the conversions and the engine, without Python. Ends with 0 if all hold.
 #include "check.h"
 
 int main() {
+    test_blocks();
     test_lanes();
     test_matmul();
+    test_decoder();
+    test_sampler();
     test_thread_pool();
     std::printf("all hold\n");
 }

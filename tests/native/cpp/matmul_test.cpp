@@ -1,10 +1,9 @@
 // Every kernel against the formula of packed_matrix.h, written down once more from the file's bytes: equal bits.
 #include "check.h"
+#include "weight_rows.h"
 
 #include "../../../quantlab/native/src/engine/matmul_kernel.h"
-#include "../../../quantlab/native/src/engine/packed_layout.h"
 #include "../../../quantlab/native/src/instruction_set.h"
-#include "../../../quantlab/native/src/numbers.h"
 
 #include <cmath>
 #include <cstring>
@@ -14,9 +13,6 @@ using namespace quantlab;
 using namespace quantlab::engine;
 
 namespace {
-
-constexpr WeightType weight_types[] = {WeightType::f32,  WeightType::f16,  WeightType::bf16, WeightType::q4_0,
-                                       WeightType::q4_1, WeightType::q5_0, WeightType::q5_1, WeightType::q8_0};
 
 struct Activations {
     std::vector<float> values, scales, sums;
@@ -44,107 +40,6 @@ Activations activations(int count, int columns, Random& random) {
                        x.sums.data() + block);
     }
     return x;
-}
-
-// Bytes of any kind but for scales and minima, which are halves of moderate size.
-std::vector<std::uint8_t> random_rows(WeightType type, std::int64_t rows, std::int64_t columns, Random& random) {
-    std::vector<std::uint8_t> bytes(static_cast<std::size_t>(rows * file_row_bytes(type, columns)));
-    for (std::uint8_t& byte : bytes) {
-        byte = static_cast<std::uint8_t>(random.bits());
-    }
-    const auto set_half = [&](std::size_t at) {
-        const std::uint16_t half = half_from_float(random.real() * 0.1f);
-        std::memcpy(bytes.data() + at, &half, 2);
-    };
-    if (!is_quantized(type)) {
-        for (std::size_t i = 0; i < static_cast<std::size_t>(rows * columns); ++i) {
-            const float value = random.real();
-            if (type == WeightType::f32) {
-                std::memcpy(bytes.data() + 4 * i, &value, 4);
-            } else {
-                const std::uint16_t half = type == WeightType::f16 ? half_from_float(value) : brain_from_float(value);
-                std::memcpy(bytes.data() + 2 * i, &half, 2);
-            }
-        }
-        return bytes;
-    }
-    const auto block_bytes = static_cast<std::size_t>(file_row_bytes(type, block_columns));
-    for (std::size_t at = 0; at < bytes.size(); at += block_bytes) {
-        set_half(at);
-        if (type == WeightType::q4_1 || type == WeightType::q5_1) {
-            set_half(at + 2);
-        }
-    }
-    return bytes;
-}
-
-// One row, taken apart: what the formula is about.
-struct Row {
-    std::vector<float> weights;
-    std::vector<float> scales, minima;  // of its blocks
-    std::vector<int> codes;
-};
-
-template <typename File>
-int code_of(const File& file, int i) {
-    if constexpr (sizeof(File) == sizeof(BlockQ8_0)) {
-        return file.codes[i] + 128;
-    } else {
-        int code = i < 16 ? file.nibbles[i] & 15 : file.nibbles[i - 16] >> 4;
-        if constexpr (HasHighBits<File>) {
-            code += (file.high_bits[i / 8] >> (i % 8) & 1) * 16;
-        }
-        return code;
-    }
-}
-
-template <typename File>
-void read_blocks(const std::uint8_t* bytes, std::int64_t columns, float zero_code, Row& row) {
-    for (std::int64_t b = 0; b < columns / block_columns; ++b) {
-        File file;
-        std::memcpy(&file, bytes + b * static_cast<std::int64_t>(sizeof file), sizeof file);
-        const float scale = float_from_half(file.scale);
-        row.scales.push_back(scale);
-        if constexpr (Affine<File>) {
-            row.minima.push_back(float_from_half(file.minimum));
-        } else {
-            row.minima.push_back(-zero_code * scale);
-        }
-        for (int i = 0; i < block_columns; ++i) {
-            const int code = code_of(file, i);
-            row.codes.push_back(code);
-            const float step = scale * (static_cast<float>(code) - zero_code);
-            row.weights.push_back(Affine<File> ? step + row.minima.back() : step);
-        }
-    }
-}
-
-Row read_row(WeightType type, const std::uint8_t* bytes, std::int64_t columns) {
-    Row row;
-    switch (type) {
-        case WeightType::q4_0:
-            read_blocks<BlockQ4_0>(bytes, columns, 8, row);
-            break;
-        case WeightType::q4_1:
-            read_blocks<BlockQ4_1>(bytes, columns, 0, row);
-            break;
-        case WeightType::q5_0:
-            read_blocks<BlockQ5_0>(bytes, columns, 16, row);
-            break;
-        case WeightType::q5_1:
-            read_blocks<BlockQ5_1>(bytes, columns, 0, row);
-            break;
-        case WeightType::q8_0:
-            read_blocks<BlockQ8_0>(bytes, columns, 128, row);
-            break;
-        default:
-            for (std::int64_t i = 0; i < columns; ++i) {
-                row.weights.push_back(type == WeightType::f32   ? load_element<Element::f32>(bytes + 4 * i)
-                                      : type == WeightType::f16 ? load_element<Element::f16>(bytes + 2 * i)
-                                                                : load_element<Element::bf16>(bytes + 2 * i));
-            }
-    }
-    return row;
 }
 
 float expected(const Row& row, const Tokens& x, int token) {

@@ -3,73 +3,87 @@
 
 #include "decoder_ops.h"
 #include "decoder_spec.h"
+#include "decoder_weights.h"
 #include "kv_cache.h"
 #include "matmul_kernel.h"
-#include "packed_matrix.h"
 #include "thread_pool.h"
 
+#include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
 namespace quantlab::engine {
 
-// A matrix and the bias of its rows, which may be empty.
-struct Linear {
-    std::shared_ptr<const PackedMatrix> weight;
-    std::vector<float> bias;
-};
-
-struct NormWeights {
-    std::vector<float> weight;  // empty where the model has no such norm
-    std::vector<float> bias;
-};
-
-struct LayerWeights {
-    NormWeights attention_norm, query_norm, key_norm, attention_post_norm, inner_norm, inner_post_norm;
-    Linear query, key, value, output, gate, up, down;
-};
-
-struct DecoderWeights {
-    std::shared_ptr<const PackedMatrix> embedding, positions;  // positions: null without a learned table
-    std::vector<LayerWeights> layers;
-    NormWeights final_norm;
-    Linear head;
-    std::vector<std::vector<float>> cosines, sines;  // tables, [context][rotated / 2] each
-};
+struct Activations;
+struct AttentionScratch;
+struct DecoderScratch;
+struct ResidualStream;
 
 class Decoder {
 public:
     // Throws std::invalid_argument where spec, weights and arguments disagree, naming what.
     Decoder(DecoderSpec spec, DecoderWeights weights, int context, CacheType cache, bool int8_activations, int threads);
+    ~Decoder();
 
     // Appends `count` tokens to the sequence. `logits` takes the `wanted` last tokens', [wanted][vocabulary].
     // Throws std::invalid_argument for an id out of range or a context that is full; the sequence is unchanged then.
+    //
+    // This and all other calls: std::runtime_error while another thread is in one.
     void append(const std::int32_t* tokens, int count, float* logits, int wanted);
 
-    int position() const { return position_; }
+    int position() const;
     int context() const { return context_; }
     const DecoderSpec& spec() const { return spec_; }
 
     // Forgets all tokens from `position` on.
     void rewind(int position);
 
-    // The cache of the tokens so far as plain bytes, independent of `context`, and back.
+    // The cache of the tokens so far as plain bytes, independent of `context`, and back. `size` of `bytes` must be
+    // cache_bytes(positions); std::invalid_argument if it is not, or the context holds fewer positions.
     std::size_t cache_bytes(int positions) const;
-    void export_cache(std::uint8_t* bytes) const;
-    void import_cache(const std::uint8_t* bytes, int positions);
+    void export_cache(std::uint8_t* bytes, std::size_t size) const;
+    void import_cache(const std::uint8_t* bytes, std::size_t size, int positions);
+
+    // From first to last - 1.
+    struct Range {
+        std::int64_t first, last;
+    };
 
 private:
-    struct Scratch;
+    // Tokens on their way through the layers, seen by one of the threads.
+    struct Pass {
+        int count;
+        bool few;  // each thread keeps the residual stream for itself
+        int thread;
+    };
 
-    void check() const;
-    void run(const std::int32_t* tokens, int count, float* logits, int wanted, int thread);
-    void layer(int index, int count, int thread);
-    void attention(int index, int count, int thread);
+    void check_size(std::size_t size, int positions) const;
+
+    // decoder_pass.cpp
+    void run(const Pass& pass, const std::int32_t* tokens, float* logits, int wanted);
+    void head(const Pass& pass, float* logits, int wanted);
+    void cap_logits(float* row) const;
+    void attend(const Pass& pass, int index);
+    void feed_forward(const Pass& pass, const LayerWeights& w);
+    void add_to_stream(ResidualStream& stream, std::int64_t token, const Linear& from, const NormWeights& post_norm);
+    bool heads_part() const;
+    void prepare(int index, Range heads, Range tokens);
+    int batch_tokens() const;
+    AttentionTask attention_task(int index, std::int64_t head, Range tokens, AttentionScratch& scratch);
+    void attend_batch(int index, std::int64_t head, Range tokens, int thread);
+    void attend_alone(const Pass& pass, int index, Range heads);
+    void attend_together(const Pass& pass, int index);
+    void attend_chunks(const Pass& pass, int index, int first_chunk, int chunks);
+    ResidualStream& stream_of(const Pass& pass);
+    Range rows_of(const Pass& pass, int count) const;
+    void meet_unless_few(const Pass& pass);
     void norm(const NormWeights& weights, const float* x, int n, float* out) const;
-    void multiply(const Linear& linear, const Tokens& x, float* out, int thread) const;
-    void add_bias(const Linear& linear, float* row) const;
-    Tokens tokens_of(const std::vector<float>& values, int count, int columns) const;
+    void multiply(const Linear& linear, const Tokens& x, float* out, Range rows) const;
+    void quantize(Activations& x, int columns, std::int64_t token, Range part) const;
+    void add_bias(const Linear& linear, float* row, Range part) const;
+    Tokens tokens_of(const Activations& x, int count, int columns) const;
     std::uint8_t* keys(int layer, int kv_head);
     std::uint8_t* values(int layer, int kv_head);
 
@@ -81,10 +95,11 @@ private:
     const DecoderOps& ops_;
     const MatmulKernel& kernel_;
     mutable ThreadPool pool_;
+    mutable std::atomic<bool> used_ = false;
     int position_ = 0;
     std::size_t head_bytes_ = 0;
-    std::vector<std::uint8_t> key_cache_, value_cache_;
-    std::shared_ptr<Scratch> scratch_;
+    Storage key_cache_, value_cache_;
+    std::unique_ptr<DecoderScratch> scratch_;
 };
 
 }  // namespace quantlab::engine

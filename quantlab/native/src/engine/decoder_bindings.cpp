@@ -1,14 +1,22 @@
 // The decoder's Python door: arrays in and out, errors as exceptions, the interpreter free while it works.
 #include "decoder_bindings.h"
 
+#include "../array_argument.h"
 #include "bandwidth.h"
 #include "decoder.h"
+#include "decoder_checks.h"
 
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
 
 namespace nb = nanobind;
 
@@ -16,17 +24,33 @@ namespace quantlab::engine {
 
 namespace {
 
-using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Ids = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Logits = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Bytes = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+std::vector<float> floats_of(const char* name, nb::handle given) {
+    const auto values = array_of<const float, 1>(name, given, "[elements]");
+    return {values.data(), values.data() + values.size()};
+}
 
-std::vector<float> copied(const Floats& values) { return {values.data(), values.data() + values.size()}; }
+int count_of(const char* name, std::size_t count) {
+    if (count > static_cast<std::size_t>(std::numeric_limits<int>::max())) {
+        throw nb::value_error((std::string(name) + " has " + std::to_string(count) + " entries: too many").c_str());
+    }
+    return static_cast<int>(count);
+}
+
+LayerWeights& layer_of(DecoderWeights& weights, int layer) {
+    if (layer < 0 || static_cast<std::size_t>(layer) >= weights.layers.size()) {
+        throw nb::index_error(("layer " + std::to_string(layer) + ": there are " + std::to_string(weights.layers.size())).c_str());
+    }
+    return weights.layers[static_cast<std::size_t>(layer)];
+}
+
+[[noreturn]] void no_such(const char* kind, const std::string& name) {
+    throw nb::key_error(("there is no " + std::string(kind) + " '" + name + "'").c_str());
+}
 
 // Weights by the names that Python gives them: "query", "attention_norm" ...
 Linear& linear_of(DecoderWeights& weights, int layer, const std::string& name) {
     if (name == "head") return weights.head;
-    LayerWeights& w = weights.layers.at(static_cast<std::size_t>(layer));
+    LayerWeights& w = layer_of(weights, layer);
     if (name == "query") return w.query;
     if (name == "key") return w.key;
     if (name == "value") return w.value;
@@ -34,19 +58,19 @@ Linear& linear_of(DecoderWeights& weights, int layer, const std::string& name) {
     if (name == "gate") return w.gate;
     if (name == "up") return w.up;
     if (name == "down") return w.down;
-    throw nb::key_error(name.c_str());
+    no_such("matrix", name);
 }
 
 NormWeights& norm_of(DecoderWeights& weights, int layer, const std::string& name) {
     if (name == "final_norm") return weights.final_norm;
-    LayerWeights& w = weights.layers.at(static_cast<std::size_t>(layer));
+    LayerWeights& w = layer_of(weights, layer);
     if (name == "attention_norm") return w.attention_norm;
     if (name == "query_norm") return w.query_norm;
     if (name == "key_norm") return w.key_norm;
     if (name == "attention_post_norm") return w.attention_post_norm;
     if (name == "inner_norm") return w.inner_norm;
     if (name == "inner_post_norm") return w.inner_post_norm;
-    throw nb::key_error(name.c_str());
+    no_such("norm", name);
 }
 
 }  // namespace
@@ -78,34 +102,53 @@ void bind_decoder(nb::module_& module) {
         .def_rw("windows", &DecoderSpec::windows)
         .def_rw("rope_tables", &DecoderSpec::rope_tables);
 
+    using Matrix = std::shared_ptr<PackedMatrix>;
     nb::class_<DecoderWeights>(module, "DecoderWeights")
         .def("__init__",
              [](DecoderWeights* self, int layers) {
+                 if (layers < 1 || layers > most_decoder_layers) {
+                     throw nb::value_error(("layers is " + std::to_string(layers) + "; expected 1 to " +
+                                            std::to_string(most_decoder_layers)).c_str());
+                 }
                  new (self) DecoderWeights{};
                  self->layers.resize(static_cast<std::size_t>(layers));
-             })
-        .def("set_embedding", [](DecoderWeights& w, std::shared_ptr<PackedMatrix> m) { w.embedding = std::move(m); })
-        .def("set_positions", [](DecoderWeights& w, std::shared_ptr<PackedMatrix> m) { w.positions = std::move(m); })
-        .def("set_matrix", [](DecoderWeights& w, int layer, const std::string& name,
-                              std::shared_ptr<PackedMatrix> m) { linear_of(w, layer, name).weight = std::move(m); })
-        .def("set_bias", [](DecoderWeights& w, int layer, const std::string& name, const Floats& bias) {
-            linear_of(w, layer, name).bias = copied(bias);
-        })
-        .def("set_norm", [](DecoderWeights& w, int layer, const std::string& name, const Floats& weight) {
-            norm_of(w, layer, name).weight = copied(weight);
-        })
-        .def("set_norm_bias", [](DecoderWeights& w, int layer, const std::string& name, const Floats& bias) {
-            norm_of(w, layer, name).bias = copied(bias);
-        })
-        .def("add_rotary_table", [](DecoderWeights& w, const Floats& cosines, const Floats& sines) {
-            w.cosines.push_back(copied(cosines));
-            w.sines.push_back(copied(sines));
-        });
+             }, nb::arg("layers"))
+        .def("set_embedding", [](DecoderWeights& w, Matrix matrix) { w.embedding = std::move(matrix); }, nb::arg("matrix"))
+        .def("set_positions", [](DecoderWeights& w, Matrix matrix) { w.positions = std::move(matrix); }, nb::arg("matrix"))
+        .def("set_matrix",
+             [](DecoderWeights& w, int layer, const std::string& name, Matrix matrix) {
+                 linear_of(w, layer, name).weight = std::move(matrix);
+             }, nb::arg("layer"), nb::arg("name"), nb::arg("matrix"))
+        .def("set_bias",
+             [](DecoderWeights& w, int layer, const std::string& name, nb::handle bias) {
+                 linear_of(w, layer, name).bias = floats_of(name.c_str(), bias);
+             }, nb::arg("layer"), nb::arg("name"), nb::arg("bias"))
+        .def("set_norm",
+             [](DecoderWeights& w, int layer, const std::string& name, nb::handle weight) {
+                 norm_of(w, layer, name).weight = floats_of(name.c_str(), weight);
+             }, nb::arg("layer"), nb::arg("name"), nb::arg("weight"))
+        .def("set_norm_bias",
+             [](DecoderWeights& w, int layer, const std::string& name, nb::handle bias) {
+                 norm_of(w, layer, name).bias = floats_of(name.c_str(), bias);
+             }, nb::arg("layer"), nb::arg("name"), nb::arg("bias"))
+        .def("add_rotary_table",
+             [](DecoderWeights& w, nb::handle cosines, nb::handle sines) {
+                 std::vector<float> c = floats_of("cosines", cosines), s = floats_of("sines", sines);
+                 if (c.size() != s.size()) {
+                     throw nb::value_error(("sines has " + std::to_string(s.size()) + " elements; expected " +
+                                            std::to_string(c.size()) + ", those of cosines").c_str());
+                 }
+                 w.cosines.push_back(std::move(c));
+                 w.sines.push_back(std::move(s));
+             }, nb::arg("cosines"), nb::arg("sines"));
 
     module.def(
         "read_bandwidth",
         [](std::int64_t bytes, int threads, int passes) {
-            if (bytes < 1 || threads < 1 || passes < 1) throw nb::value_error("bytes, threads and passes must be positive");
+            constexpr std::int64_t most_bytes = std::int64_t{1} << 40;
+            if (bytes < 1 || bytes > most_bytes || threads < 1 || threads > most_decoder_threads || passes < 1) {
+                throw nb::value_error("bytes, threads and passes must be positive, bytes at most 2^40, threads 1024");
+            }
             const nb::gil_scoped_release free;
             return read_bandwidth(bytes, threads, passes);
         },
@@ -116,30 +159,35 @@ void bind_decoder(nb::module_& module) {
              [](Decoder* self, const DecoderSpec& spec, const DecoderWeights& weights, int context, int cache,
                 bool int8_activations, int threads) {
                  new (self) Decoder(spec, weights, context, static_cast<CacheType>(cache), int8_activations, threads);
-             })
+             }, nb::arg("spec"), nb::arg("weights"), nb::arg("context"), nb::arg("cache"), nb::arg("int8_activations"),
+             nb::arg("threads"))
         .def_prop_ro("position", &Decoder::position)
         .def_prop_ro("context", &Decoder::context)
         .def("append",
-             [](Decoder& decoder, const Ids& tokens, const Logits& logits) {
-                 if (logits.shape(0) > 0 && static_cast<int>(logits.shape(1)) != decoder.spec().vocabulary) {
-                     throw nb::value_error("logits must have a column for each token of the vocabulary");
+             [](Decoder& decoder, nb::handle token_ids, nb::handle logits_out) {
+                 const auto tokens = array_of<const std::int32_t, 1>("tokens", token_ids, "[tokens]");
+                 const auto logits = array_of<float, 2>("logits", logits_out, "[tokens, vocabulary]");
+                 const int count = count_of("tokens", tokens.size()), wanted = count_of("logits", logits.shape(0));
+                 const auto vocabulary = static_cast<std::size_t>(decoder.spec().vocabulary);
+                 if (wanted > 0 && logits.shape(1) != vocabulary) {
+                     throw nb::value_error(("logits has " + std::to_string(logits.shape(1)) + " columns; expected " +
+                                            std::to_string(vocabulary) + ", one for each token id").c_str());
                  }
                  const nb::gil_scoped_release free;
-                 decoder.append(tokens.data(), static_cast<int>(tokens.size()), logits.data(),
-                                static_cast<int>(logits.shape(0)));
-             })
-        .def("rewind", &Decoder::rewind)
-        .def("cache_bytes", &Decoder::cache_bytes)
-        .def("export_cache", [](const Decoder& decoder, const Bytes& bytes) {
-            if (bytes.size() != decoder.cache_bytes(decoder.position())) throw nb::value_error("not the cache's size");
-            decoder.export_cache(bytes.data());
-        })
-        .def("import_cache", [](Decoder& decoder, const Bytes& bytes, int positions) {
-            if (positions < 0 || bytes.size() != decoder.cache_bytes(positions)) {
-                throw nb::value_error("not the cache's size");
-            }
-            decoder.import_cache(bytes.data(), positions);
-        });
+                 decoder.append(tokens.data(), count, logits.data(), wanted);
+             }, nb::arg("tokens"), nb::arg("logits"))
+        .def("rewind", &Decoder::rewind, nb::arg("position"))
+        .def("cache_bytes", &Decoder::cache_bytes, nb::arg("positions"))
+        .def("export_cache",
+             [](const Decoder& decoder, nb::handle given) {
+                 const auto bytes = array_of<std::uint8_t, 1>("bytes", given, "[cache bytes]");
+                 decoder.export_cache(bytes.data(), bytes.size());
+             }, nb::arg("bytes"))
+        .def("import_cache",
+             [](Decoder& decoder, nb::handle given, int positions) {
+                 const auto bytes = array_of<const std::uint8_t, 1>("bytes", given, "[cache bytes]");
+                 decoder.import_cache(bytes.data(), bytes.size(), positions);
+             }, nb::arg("bytes"), nb::arg("positions"));
 }
 
 }  // namespace quantlab::engine

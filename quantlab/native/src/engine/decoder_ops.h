@@ -10,20 +10,31 @@
 
 namespace quantlab::engine {
 
-// One token's attention in the `group` query heads that share a key head.
+// Positions are taken in chunks, counted from position 0, and the chunks' results merged in ascending order. So a query's
+// attention is a function of its range of positions alone, whoever computes the chunks.
+inline constexpr int attention_chunk = 512;
+
+// Attention of `count` queries that share a key head, each over its positions first..last.
 struct AttentionTask {
-    const float* queries;        // [group][head_size]
-    float* out;                  // [group][head_size]
-    const std::uint8_t* keys;    // tiles from position 0
-    const std::uint8_t* values;  // rows from position 0
-    int first;                   // positions first..last are attended to
-    int last;
+    const float* const* queries;  // [count], of head_size
+    const int* first;             // [count]
+    const int* last;              // [count]
+    int count;
+    const std::uint8_t* keys;     // tiles from position 0 (kv_cache.h)
+    const std::uint8_t* values;
     int head_size;
-    int group;
     float scale;
-    float cap;
-    float* scores;  // scratch, [group][score_stride], aligned to 64 bytes
-    int score_stride;
+    float cap;       // soft cap of scores, 0 for none
+    float* scores;   // scratch, [count][attention_chunk]
+    float* decoded;  // scratch, [head_size][16]
+};
+
+// Softmax under way: of the positions so far the largest score (-infinity before any), the sum of the weights
+// w = e^(score - largest), and the sum of w * value.
+struct AttentionState {
+    float* largest;  // [count]
+    float* sums;     // [count]
+    float* values;   // [count][head_size]
 };
 
 struct DecoderOps {
@@ -37,7 +48,10 @@ struct DecoderOps {
     void (*activate)(Activation activation, const float* gate, const float* up, int n, float* out);
     void (*store_key)(CacheType type, std::uint8_t* keys, int position, const float* key, int head_size);
     void (*store_value)(CacheType type, std::uint8_t* values, int position, const float* value, int head_size);
-    void (*attend)(CacheType type, const AttentionTask& task);
+    // The state of positions [chunk * attention_chunk, (chunk + 1) * attention_chunk) alone.
+    void (*attend_chunk)(CacheType type, const AttentionTask& task, int chunk, const AttentionState& state);
+    void (*merge)(const AttentionState& into, const AttentionState& later, int count, int head_size);
+    void (*finish)(const AttentionState& state, int count, int head_size, float* const* out);
     // The sum of n floats, a multiple of 128, read as fast as this instruction set can.
     float (*sum)(const float* x, std::int64_t n);
 };

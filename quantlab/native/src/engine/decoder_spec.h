@@ -23,7 +23,6 @@ struct DecoderSpec {
     Activation activation = Activation::silu;
     bool gated = true;              // act(gate) * up instead of act(up)
     bool parallel_residual = false; // attention and feed-forward both read the layer's input
-    bool learned_positions = false; // a table is added to the embedding
     int rotated = 0;                // columns of each head that the rotary embedding turns, 0 for none
     float embedding_scale = 1.0f;
     float attention_scale = 1.0f;

@@ -34,6 +34,12 @@ inline L lane_tanh(L x) {
     return one - two / (lane_exp(x * two) + one);
 }
 
+// cap * tanh(x / cap)
+template <typename L>
+inline L lane_soft_cap(L x, float cap) {
+    return L::broadcast(cap) * lane_tanh(x / L::broadcast(cap));
+}
+
 // x / (1 + e^-x)
 template <typename L>
 inline L lane_silu(L x) {

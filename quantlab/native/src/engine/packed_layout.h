@@ -37,4 +37,12 @@ static_assert(BlockLayout<BlockQ5_0>::bytes == 352);
 static_assert(BlockLayout<BlockQ5_1>::bytes == 384);
 static_assert(BlockLayout<BlockQ8_0>::bytes == 544);
 
+// Bytes of a group of sixteen rows.
+std::int64_t group_bytes(WeightType type, std::int64_t columns);
+
+// Puts `rows` rows, in the file's layout and without gaps, at places first_row, first_row + 1 ... of the groups that
+// start at `storage`. Touches no other rows' bytes.
+void interleave(WeightType type, std::int64_t columns, std::int64_t first_row, std::int64_t rows,
+                const std::uint8_t* file_rows, std::uint8_t* storage);
+
 }  // namespace quantlab::engine

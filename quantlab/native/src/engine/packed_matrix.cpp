@@ -6,16 +6,15 @@
 #include "matmul_kernel.h"
 #include "packed_layout.h"
 
+#include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
-#if defined(__unix__) || defined(__APPLE__)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
 
 namespace quantlab::engine {
 
@@ -24,24 +23,43 @@ namespace {
 constexpr std::int64_t block_count(std::int64_t columns) { return columns / block_columns; }
 
 template <typename Piece>
-void store(std::uint8_t* target, const Piece& piece) {
-    std::memcpy(target, &piece, sizeof piece);
-}
-
-template <typename Piece>
 Piece loaded(const std::uint8_t* source) {
     Piece piece;
     std::memcpy(&piece, source, sizeof piece);
     return piece;
 }
 
-// Bits 0, 4, 8 ... 28 of a word, next to each other.
-std::uint8_t every_fourth_bit(std::uint32_t word) {
-    word &= 0x11111111u;
-    word = (word | word >> 3) & 0x03030303u;
-    word = (word | word >> 6) & 0x000f000fu;
-    return static_cast<std::uint8_t>(word | word >> 12);
+// Side by side at `target`: a piece of each of `count` rows, which lie `stride` bytes apart, after `change`.
+template <typename Piece, int count, typename Change>
+void store_pieces(std::uint8_t* target, const std::uint8_t* source, std::int64_t stride, const Change& change) {
+    Piece pieces[count];
+    for (int i = 0; i < count; ++i) {
+        pieces[i] = change(loaded<Piece>(source + i * stride));
+    }
+    std::memcpy(target, pieces, sizeof pieces);
 }
+
+template <typename Piece, int count>
+void store_pieces(std::uint8_t* target, const std::uint8_t* source, std::int64_t stride) {
+    store_pieces<Piece, count>(target, source, stride, [](Piece piece) { return piece; });
+}
+
+// Exchanges the bits of `mask` for those `distance` places higher.
+constexpr std::uint32_t with_bits_exchanged(std::uint32_t word, int distance, std::uint32_t mask) {
+    const std::uint32_t difference = (word ^ word >> distance) & mask;
+    return word ^ difference ^ difference << distance;
+}
+
+// Moves bit 4 c + i to 8 i + c. Each step exchanges two binary digits of the bits' places, and so many bits at once.
+constexpr std::uint32_t with_every_fourth_bit_together(std::uint32_t word) {
+    word = with_bits_exchanged(word, 14, 0x0000ccccu);  // digits 4 and 1
+    word = with_bits_exchanged(word, 7, 0x00aa00aau);   // 3 and 0
+    word = with_bits_exchanged(word, 2, 0x0c0c0c0cu);   // 2 and 1
+    return with_bits_exchanged(word, 1, 0x22222222u);   // 1 and 0
+}
+
+static_assert(with_every_fourth_bit_together(0x11111111u) == 0x000000ffu);
+static_assert(with_every_fourth_bit_together(0x80000006u) == 0x80010100u);
 
 std::uint32_t spread_to_every_fourth_bit(std::uint8_t bits) {
     std::uint32_t word = bits;
@@ -60,9 +78,12 @@ struct Blocks {
     }
     static std::int64_t group_bytes(std::int64_t columns) { return block_count(columns) * Layout::bytes; }
 
-    static void pack_row(const std::uint8_t* source, std::int64_t columns, int row, std::uint8_t* group) {
+    // Rows `row` to `row + count - 1` of a group, from rows that lie `stride` bytes apart.
+    template <int count>
+    static void pack_rows(const std::uint8_t* source, std::int64_t stride, std::int64_t columns, int row,
+                          std::uint8_t* group) {
         for (std::int64_t b = 0; b < block_count(columns); ++b) {
-            pack(loaded<File>(source + b * static_cast<std::int64_t>(sizeof(File))), row, group + b * Layout::bytes);
+            pack<count>(source + b * static_cast<std::int64_t>(sizeof(File)), stride, row, group + b * Layout::bytes);
         }
     }
 
@@ -73,27 +94,28 @@ struct Blocks {
     }
 
 private:
-    static void pack(const File& file, int row, std::uint8_t* block) {
-        store(block + 2 * row, file.scale);
+    template <int count>
+    static void pack(const std::uint8_t* source, std::int64_t stride, int row, std::uint8_t* block) {
+        store_pieces<std::uint16_t, count>(block + 2 * row, source + offsetof(File, scale), stride);
         if constexpr (Layout::has_minimum) {
-            store(block + Layout::minima + 2 * row, file.minimum);
+            const std::uint8_t* minimum = source + offsetof(File, minimum);
+            store_pieces<std::uint16_t, count>(block + Layout::minima + 2 * row, minimum, stride);
         }
         std::uint8_t* codes = block + Layout::codes + 4 * row;
         if constexpr (Layout::bits == 8) {
-            const auto* signed_codes = reinterpret_cast<const std::uint8_t*>(file.codes);
             for (int chunk = 0; chunk < 8; ++chunk) {  // plus 128: the sign bit turned
-                store(codes + 64 * chunk, loaded<std::uint32_t>(signed_codes + 4 * chunk) ^ 0x80808080u);
+                store_pieces<std::uint32_t, count>(codes + 64 * chunk, source + offsetof(File, codes) + 4 * chunk, stride,
+                                                   [](std::uint32_t four) { return four ^ 0x80808080u; });
             }
         } else {
             for (int vector = 0; vector < 4; ++vector) {
-                store(codes + 64 * vector, loaded<std::uint32_t>(file.nibbles + 4 * vector));
+                const std::uint8_t* nibbles = source + offsetof(File, nibbles) + 4 * vector;
+                store_pieces<std::uint32_t, count>(codes + 64 * vector, nibbles, stride);
             }
         }
         if constexpr (Layout::bits == 5) {
-            const auto bits = loaded<std::uint32_t>(file.high_bits);
-            for (int i = 0; i < 4; ++i) {
-                block[Layout::fifth_bits + 4 * row + i] = every_fourth_bit(bits >> i);
-            }
+            store_pieces<std::uint32_t, count>(block + Layout::fifth_bits + 4 * row, source + offsetof(File, high_bits),
+                                               stride, with_every_fourth_bit_together);
         }
     }
 
@@ -141,9 +163,12 @@ struct Floats {
     static std::int64_t file_row_bytes(std::int64_t columns) { return columns * bytes; }
     static std::int64_t group_bytes(std::int64_t columns) { return columns * bytes * group_rows; }
 
-    static void pack_row(const std::uint8_t* source, std::int64_t columns, int row, std::uint8_t* group) {
+    template <int count>
+    static void pack_rows(const std::uint8_t* source, std::int64_t stride, std::int64_t columns, int row,
+                          std::uint8_t* group) {
+        using Bits = std::conditional_t<bytes == 4, std::uint32_t, std::uint16_t>;
         for (std::int64_t c = 0; c < columns; ++c) {
-            std::memcpy(group + (c * group_rows + row) * bytes, source + c * bytes, static_cast<std::size_t>(bytes));
+            store_pieces<Bits, count>(group + (c * group_rows + row) * bytes, source + c * bytes, stride);
         }
     }
 
@@ -178,53 +203,6 @@ auto with_packing(WeightType type, const Work& work) {
     throw std::invalid_argument("no such weight type");
 }
 
-constexpr std::size_t huge_page = std::size_t{1} << 21;
-constexpr std::align_val_t alignment{64};
-
-// Large storage is mapped by itself, on huge pages where the system grants them: the multiplication then spends less
-// time looking up addresses. What lies beyond the last whole huge page stays on small ones.
-#if defined(__unix__) || defined(__APPLE__)
-
-bool is_mapped(std::size_t bytes) { return bytes >= huge_page; }
-
-std::uint8_t* map_storage(std::size_t bytes) {
-    const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-    const std::size_t used = (bytes + page - 1) / page * page;
-    void* mapped = mmap(nullptr, used + huge_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (mapped == MAP_FAILED) {
-        throw std::bad_alloc();
-    }
-    auto* start = static_cast<std::uint8_t*>(mapped);
-    const std::size_t ahead = huge_page - reinterpret_cast<std::uintptr_t>(start) % huge_page;
-    munmap(start, ahead);
-    if (ahead < huge_page) {
-        munmap(start + ahead + used, huge_page - ahead);
-    }
-#if defined(MADV_HUGEPAGE)
-    madvise(start + ahead, used, MADV_HUGEPAGE);
-#endif
-    return start + ahead;
-}
-
-void unmap_storage(std::uint8_t* storage, std::size_t bytes) { munmap(storage, bytes); }
-
-#else
-
-bool is_mapped(std::size_t) { return false; }
-std::uint8_t* map_storage(std::size_t) { throw std::bad_alloc(); }
-void unmap_storage(std::uint8_t*, std::size_t) {}
-
-#endif
-
-std::uint8_t* new_storage(std::size_t bytes) {
-    if (is_mapped(bytes)) {
-        return map_storage(bytes);
-    }
-    auto* storage = static_cast<std::uint8_t*>(::operator new(bytes, alignment));
-    std::memset(storage, 0, bytes);
-    return storage;
-}
-
 }  // namespace
 
 std::int64_t file_row_bytes(WeightType type, std::int64_t columns) {
@@ -235,12 +213,30 @@ std::int64_t group_bytes(WeightType type, std::int64_t columns) {
     return with_packing(type, [columns](auto packing) { return packing.group_bytes(columns); });
 }
 
-void PackedMatrix::Free::operator()(std::uint8_t* storage) const {
-    if (is_mapped(bytes)) {
-        unmap_storage(storage, bytes);
-    } else {
-        ::operator delete(storage, alignment);
-    }
+void interleave(WeightType type, std::int64_t columns, std::int64_t first_row, std::int64_t rows,
+                const std::uint8_t* file_rows, std::uint8_t* storage) {
+    // A group's rows write to the same cache lines, so they take turns while those are near.
+    constexpr std::int64_t panel_columns = 16 * block_columns;
+    with_packing(type, [=](auto packing) {
+        const std::int64_t stride = packing.file_row_bytes(columns), end = first_row + rows;
+        for (std::int64_t row = first_row, group_end; row < end; row = group_end) {
+            group_end = std::min(end, (row / group_rows + 1) * group_rows);
+            std::uint8_t* group = storage + row / group_rows * packing.group_bytes(columns);
+            for (std::int64_t column = 0; column < columns; column += panel_columns) {
+                const std::int64_t panel = std::min(panel_columns, columns - column);
+                const std::uint8_t* source = file_rows + (row - first_row) * stride + packing.file_row_bytes(column);
+                std::uint8_t* target = group + packing.group_bytes(column);
+                auto r = static_cast<int>(row % group_rows);
+                const int last = r + static_cast<int>(group_end - row);
+                for (; r + 4 <= last; r += 4, source += 4 * stride) {
+                    packing.template pack_rows<4>(source, stride, panel, r, target);
+                }
+                for (; r < last; ++r, source += stride) {
+                    packing.template pack_rows<1>(source, stride, panel, r, target);
+                }
+            }
+        }
+    });
 }
 
 PackedMatrix::PackedMatrix(WeightType type, std::int64_t rows, std::int64_t columns)
@@ -249,19 +245,13 @@ PackedMatrix::PackedMatrix(WeightType type, std::int64_t rows, std::int64_t colu
 PackedMatrix::PackedMatrix(WeightType type, std::int64_t rows, std::int64_t columns, const MatmulKernel& kernel)
     : type_(type), rows_(rows), columns_(columns), kernel_(&kernel) {
     const auto bytes = static_cast<std::size_t>(groups() * group_bytes());
-    storage_ = std::unique_ptr<std::uint8_t[], Free>(new_storage(bytes), Free{bytes});
+    storage_ = new_storage(bytes);
 }
 
 std::int64_t PackedMatrix::group_bytes() const { return engine::group_bytes(type_, columns_); }
 
 void PackedMatrix::fill(std::int64_t first_row, std::int64_t rows, const std::uint8_t* file_rows) {
-    with_packing(type_, [&](auto packing) {
-        for (std::int64_t row = first_row; row < first_row + rows; ++row) {
-            std::uint8_t* group = storage_.get() + row / group_rows * packing.group_bytes(columns_);
-            packing.pack_row(file_rows, columns_, static_cast<int>(row % group_rows), group);
-            file_rows += packing.file_row_bytes(columns_);
-        }
-    });
+    interleave(type_, columns_, first_row, rows, file_rows, storage_.get());
 }
 
 void PackedMatrix::multiply(const Tokens& x, float* out, std::int64_t out_stride, int first_group,

@@ -12,9 +12,9 @@
 // and `sum` are those of Tokens. Weights in f32, f16 and bf16 are always multiplied by float activations.
 #pragma once
 
-#include <cstddef>
+#include "storage.h"
+
 #include <cstdint>
-#include <memory>
 
 namespace quantlab::engine {
 
@@ -77,16 +77,11 @@ public:
     void read_row(std::int64_t row, float* out) const;
 
 private:
-    struct Free {
-        std::size_t bytes;
-        void operator()(std::uint8_t* storage) const;
-    };
-
     WeightType type_;
     std::int64_t rows_;
     std::int64_t columns_;
     const MatmulKernel* kernel_;
-    std::unique_ptr<std::uint8_t[], Free> storage_;
+    Storage storage_;
 };
 
 }  // namespace quantlab::engine

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -122,7 +123,7 @@ std::int64_t process() {
 // locks and all, and makes another.
 class ThreadPool::Crew {
 public:
-    explicit Crew(int threads) : process_(process()), wanted_(threads), may_spin_(threads <= available_processors()) {
+    explicit Crew(int threads) : process_(process()), may_spin_(threads <= available_processors()) {
         const SignalsBlocked blocked;
         others_.reserve(static_cast<std::size_t>(threads - 1));
         for (int thread = 1; thread < threads; ++thread) {
@@ -147,7 +148,6 @@ public:
     Crew& operator=(const Crew&) = delete;
 
     bool is_of_this_process() const { return process_ == process(); }
-    int wanted() const { return wanted_; }
     int size() const { return size_; }
 
     void run(const std::function<void(int)>& task) {
@@ -225,7 +225,6 @@ private:
     }
 
     const std::int64_t process_;
-    const int wanted_;
     const bool may_spin_;
     int size_ = 1;
     std::vector<std::thread> others_;
@@ -246,26 +245,30 @@ private:
     std::atomic<bool> failed_ = false;
 };
 
-ThreadPool::ThreadPool(int threads) : crew_(std::make_unique<Crew>(threads)) {}
+ThreadPool::ThreadPool(int threads) : crew_(new Crew(threads)) {}
 
 ThreadPool::~ThreadPool() {
-    if (!crew_->is_of_this_process()) {
-        static_cast<void>(crew_.release());
+    if (crew_.load()->is_of_this_process()) {
+        delete crew_.load();
     }
 }
 
-int ThreadPool::size() const { return crew_->size(); }
+int ThreadPool::size() const { return crew_.load(std::memory_order_acquire)->size(); }
 
-void ThreadPool::barrier() { crew_->barrier(); }
+void ThreadPool::barrier() { crew_.load(std::memory_order_acquire)->barrier(); }
 
-int ThreadPool::next_part() { return crew_->next_part(); }
+int ThreadPool::next_part() { return crew_.load(std::memory_order_acquire)->next_part(); }
 
+// Several of a child's threads may come here at once: the first one's crew is everyone's.
 void ThreadPool::call_on_all(const std::function<void(int)>& task) {
-    if (!crew_->is_of_this_process()) {
-        const int wanted = crew_.release()->wanted();
-        crew_ = std::make_unique<Crew>(wanted);
+    Crew* crew = crew_.load(std::memory_order_acquire);
+    if (!crew->is_of_this_process()) {
+        auto ours = std::make_unique<Crew>(crew->size());  // never more threads than callers have counted on
+        if (crew_.compare_exchange_strong(crew, ours.get())) {
+            crew = ours.release();
+        }
     }
-    crew_->run(task);
+    crew->run(task);
 }
 
 }  // namespace quantlab::engine

@@ -1,8 +1,8 @@
 // Threads that wait for work, and meet at barriers inside it. The caller is one of them: thread 0.
 #pragma once
 
+#include <atomic>
 #include <functional>
-#include <memory>
 
 namespace quantlab::engine {
 
@@ -50,7 +50,7 @@ private:
     void call_on_all(const std::function<void(int)>& task);
     int next_part();
 
-    std::unique_ptr<Crew> crew_;
+    std::atomic<Crew*> crew_;  // owned, unless it is another process's
 };
 
 }  // namespace quantlab::engine

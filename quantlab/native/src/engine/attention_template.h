@@ -1,0 +1,198 @@
+// Attention of queries that share a key head, over a class of 16 lanes: see AttentionTask.
+//
+// Keys and values are decoded to floats a tile at a time, once for all queries; a lane of keys is a position, a lane of
+// values a column. A query's numbers depend on its own range of positions alone, not on its company.
+#pragma once
+
+#include "decoder_ops.h"
+#include "kv_cache_template.h"
+#include "lane_math.h"
+#include "lanes.h"
+#include "matmul_tiles.h"
+
+#include <cstddef>
+#include <limits>
+
+namespace quantlab::engine {
+
+template <typename L>
+struct AttentionOver {
+    static void attend_chunk(CacheType type, const AttentionTask& task, int chunk, const AttentionState& state) {
+        switch (type) {
+            case CacheType::f32: return attend_in<CacheType::f32>(task, chunk, state);
+            case CacheType::f16: return attend_in<CacheType::f16>(task, chunk, state);
+            case CacheType::q8_0: return attend_in<CacheType::q8_0>(task, chunk, state);
+        }
+    }
+
+    static void merge(const AttentionState& into, const AttentionState& later, int count, int head_size) {
+        for (int q = 0; q < count; ++q) {
+            if (later.largest[q] == lowest) continue;
+            float* values = into.values + static_cast<std::ptrdiff_t>(q) * head_size;
+            const float* added = later.values + static_cast<std::ptrdiff_t>(q) * head_size;
+            if (into.largest[q] == lowest) {
+                into.largest[q] = later.largest[q];
+                into.sums[q] = later.sums[q];
+                for (int d = 0; d < head_size; d += 16) L::load(added + d).store(values + d);
+                continue;
+            }
+            const float largest = into.largest[q] > later.largest[q] ? into.largest[q] : later.largest[q];
+            const float factor = exp_of(into.largest[q] - largest), other = exp_of(later.largest[q] - largest);
+            const L old_factor = L::broadcast(factor), new_factor = L::broadcast(other);
+            for (int d = 0; d < head_size; d += 16) {
+                L::fma(L::load(added + d), new_factor, L::load(values + d) * old_factor).store(values + d);
+            }
+            into.sums[q] = into.sums[q] * factor + later.sums[q] * other;
+            into.largest[q] = largest;
+        }
+    }
+
+    static void finish(const AttentionState& state, int count, int head_size, float* const* out) {
+        for (int q = 0; q < count; ++q) {
+            const L inverse = L::broadcast(1.0f / state.sums[q]);
+            const float* values = state.values + static_cast<std::ptrdiff_t>(q) * head_size;
+            for (int d = 0; d < head_size; d += 16) (L::load(values + d) * inverse).store(out[q] + d);
+        }
+    }
+
+private:
+    static constexpr float lowest = -std::numeric_limits<float>::infinity();
+
+    struct Range {  // of positions, the last included
+        int first, last;
+        bool empty() const { return first > last; }
+    };
+
+    static int lower(int a, int b) { return a < b ? a : b; }
+    static int higher(int a, int b) { return a > b ? a : b; }
+    static Range common(Range a, Range b) { return {higher(a.first, b.first), lower(a.last, b.last)}; }
+
+    static void fill(float* values, std::ptrdiff_t count, float value) {
+        for (std::ptrdiff_t i = 0; i < count; ++i) values[i] = value;
+    }
+
+    static float exp_of(float x) {
+        alignas(64) float lanes[16];
+        lane_exp(L::broadcast(x)).store(lanes);
+        return lanes[0];
+    }
+
+    static Range seen(const AttentionTask& task, int q, Range part) {
+        return common({task.first[q], task.last[q]}, part);
+    }
+
+    template <CacheType type>
+    static void attend_in(const AttentionTask& task, int chunk, const AttentionState& state) {
+        const int start = chunk * attention_chunk;
+        const Range all{start, start + attention_chunk - 1};
+        Range some{all.last, all.first - 1};  // what any of the queries sees
+        for (int q = 0; q < task.count; ++q) {
+            const Range own = seen(task, q, all);
+            if (own.empty()) continue;
+            some = {lower(some.first, own.first), higher(some.last, own.last)};
+        }
+        fill(state.values, static_cast<std::ptrdiff_t>(task.count) * task.head_size, 0.0f);
+        const std::size_t bytes = tile_bytes(type, task.head_size);
+        for (int at = some.first / tile_positions * tile_positions; at <= some.last; at += tile_positions) {
+            const std::uint8_t* tile = task.keys + static_cast<std::size_t>(at / tile_positions) * bytes;
+            const float* keys = CacheOver<L>::template keys<type>(tile, task.head_size, task.decoded);
+            for_each_tile<L::value_tile>(task.count, [&]<int count>(int q) {
+                score<count>(task, keys, q, task.scores + q * attention_chunk + (at - start));
+            });
+        }
+        for (int q = 0; q < task.count; ++q) {
+            const Range own = seen(task, q, all);
+            state.largest[q] = lowest;
+            if (!own.empty()) soften(task.scores + q * attention_chunk, start, own, state.largest[q], state.sums[q]);
+        }
+        for (int at = some.first / tile_positions * tile_positions; at <= some.last; at += tile_positions) {
+            const std::uint8_t* tile = task.values + static_cast<std::size_t>(at / tile_positions) * bytes;
+            const float* values = CacheOver<L>::template values<type>(tile, task.head_size, task.decoded);
+            for_each_tile<L::value_tile>(task.count, [&]<int count>(int q) {
+                add_tile<count>(task, values, q, {at, at + tile_positions - 1}, start, state);
+            });
+        }
+    }
+
+    // The scores of a tile of positions for `count` queries.
+    template <int count>
+    static QUANTLAB_OUTLINE void score(const AttentionTask& task, const float* keys, int first, float* out) {
+        const float* const* queries = task.queries + first;
+        L sums[count];
+        QUANTLAB_UNROLL
+        for (int q = 0; q < count; ++q) sums[q] = L::zero();
+        for (int d = 0; d < task.head_size; ++d) {
+            const L key = L::load(keys + d * tile_positions);
+            QUANTLAB_UNROLL
+            for (int q = 0; q < count; ++q) sums[q] = L::fma(L::broadcast(queries[q][d]), key, sums[q]);
+        }
+        const L scale = L::broadcast(task.scale);
+        QUANTLAB_UNROLL
+        for (int q = 0; q < count; ++q) {
+            L scores = sums[q] * scale;
+            if (task.cap != 0.0f) scores = lane_soft_cap(scores, task.cap);
+            scores.store(out + q * attention_chunk);
+        }
+    }
+
+    // In place: scores -> e^(score - largest) in the query's range, and their sum.
+    static void soften(float* scores, int start, Range own, float& largest, float& sum) {
+        const int first = own.first - start, last = own.last - start;
+        const int begin = first / 16 * 16, end = last / 16 * 16 + 16;
+        fill(scores + begin, first - begin, lowest);
+        fill(scores + last + 1, end - last - 1, lowest);
+        L most = L::broadcast(lowest);
+        for (int i = begin; i < end; i += 16) most = L::max(most, L::load(scores + i));
+        largest = most.fold_max();
+        const L shift = L::broadcast(largest);
+        for (int i = begin; i < end; i += 16) lane_exp(L::load(scores + i) - shift).store(scores + i);
+        fill(scores + begin, first - begin, 0.0f);
+        fill(scores + last + 1, end - last - 1, 0.0f);
+        L sums = L::zero();
+        for (int i = begin; i < end; i += 16) sums = sums + L::load(scores + i);
+        sum = sums.fold_sum();
+    }
+
+    // Adds the values of a tile, weighted, for `count` queries: where all see a position together, else one by one.
+    template <int count>
+    static QUANTLAB_INLINE void add_tile(const AttentionTask& task, const float* values, int first, Range tile, int start,
+                                         const AttentionState& state) {
+        Range together = tile;
+        for (int q = 0; q < count; ++q) together = common(together, seen(task, first + q, tile));
+        const auto add_alone = [&](Range part) {
+            for (int q = first; q < first + count; ++q) {
+                const Range own = seen(task, q, part);
+                if (!own.empty()) add<1>(task, values, q, tile.first, own, start, state);
+            }
+        };
+        if (together.empty()) return add_alone(tile);
+        if (together.first > tile.first) add_alone({tile.first, together.first - 1});
+        add<count>(task, values, first, tile.first, together, start, state);
+        if (together.last < tile.last) add_alone({together.last + 1, tile.last});
+    }
+
+    template <int count>
+    static QUANTLAB_OUTLINE void add(const AttentionTask& task, const float* values, int first, int tile_start, Range part,
+                                     int start, const AttentionState& state) {
+        const int size = task.head_size, positions = part.last - part.first + 1;
+        const float* rows = values + (part.first - tile_start) * size;
+        const float* weights = task.scores + first * attention_chunk + (part.first - start);
+        float* out = state.values + static_cast<std::ptrdiff_t>(first) * size;
+        for (int d = 0; d < size; d += 16, rows += 16, out += 16) {
+            L sums[count];
+            QUANTLAB_UNROLL
+            for (int q = 0; q < count; ++q) sums[q] = L::load(out + q * size);
+            for (int p = 0; p < positions; ++p) {
+                const L value = L::load(rows + p * size);
+                QUANTLAB_UNROLL
+                for (int q = 0; q < count; ++q) {
+                    sums[q] = L::fma(L::broadcast(weights[q * attention_chunk + p]), value, sums[q]);
+                }
+            }
+            QUANTLAB_UNROLL
+            for (int q = 0; q < count; ++q) sums[q].store(out + q * size);
+        }
+    }
+};
+
+}  // namespace quantlab::engine

@@ -1,0 +1,344 @@
+// One pass of the decoder: up to pass_tokens tokens through all layers, by all threads.
+//
+// Threads split rows of matrices, so that every output has one author, and meet where one needs what others wrote. A
+// thread whose query rows, key heads and attention outputs belong together goes through attention alone; likewise
+// through the feed-forward part up to its activations. With few tokens each thread also computes the residual stream
+// for itself. So a token costs four meetings a layer.
+#include "decoder.h"
+
+#include "decoder_scratch.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace quantlab::engine {
+
+namespace {
+
+// The part of [0, count) that thread `thread` of `threads` works on, in whole units.
+Decoder::Range share(std::int64_t count, int thread, int threads, std::int64_t unit = 1) {
+    const std::int64_t units = (count + unit - 1) / unit;
+    const auto end = [&](int index) { return std::min(count, units * index / threads * unit); };
+    return {end(thread), end(thread + 1)};
+}
+
+}  // namespace
+
+void Decoder::run(const Pass& pass, const std::int32_t* tokens, float* logits, int wanted) {
+    ResidualStream& stream = stream_of(pass);
+    const int hidden = spec_.hidden;
+    const Range mine = rows_of(pass, pass.count);
+    for (auto t = mine.first; t < mine.last; ++t) {
+        float* row = stream.x.data() + t * hidden;
+        weights_.embedding->read_row(tokens[t], row);
+        if (spec_.embedding_scale != 1.0f) ops_.scale(row, spec_.embedding_scale, hidden);
+        if (weights_.positions != nullptr) {
+            float* place = stream.update.data() + t * hidden;
+            weights_.positions->read_row(position_ + t, place);
+            ops_.add(row, place, hidden);
+        }
+    }
+    for (int index = 0; index < spec_.layers; ++index) {
+        attend(pass, index);
+        feed_forward(pass, weights_.layers[index]);
+    }
+    if (wanted > 0) head(pass, logits, wanted);
+}
+
+void Decoder::head(const Pass& pass, float* logits, int wanted) {
+    ResidualStream& stream = stream_of(pass);
+    meet_unless_few(pass);
+    const Range rows = rows_of(pass, wanted);
+    for (auto t = rows.first; t < rows.last; ++t) {
+        const float* row = stream.x.data() + (pass.count - wanted + t) * spec_.hidden;
+        norm(weights_.final_norm, row, spec_.hidden, stream.attention_input.values.data() + t * spec_.hidden);
+        quantize(stream.attention_input, spec_.hidden, t, {0, spec_.hidden});
+    }
+    meet_unless_few(pass);
+    const Range outputs = share(weights_.head.weight->rows(), pass.thread, pool_.size(), group_rows);
+    multiply(weights_.head, tokens_of(stream.attention_input, wanted, spec_.hidden), logits, outputs);
+    if (spec_.logit_cap == 0.0f && weights_.head.bias.empty()) return;
+    pool_.barrier();
+    const Range finished = share(wanted, pass.thread, pool_.size());
+    for (auto t = finished.first; t < finished.last; ++t) {
+        float* row = logits + t * spec_.vocabulary;
+        add_bias(weights_.head, row, {0, spec_.vocabulary});
+        if (spec_.logit_cap != 0.0f) cap_logits(row);
+    }
+}
+
+void Decoder::cap_logits(float* row) const {
+    alignas(64) float tail[16] = {};
+    const int whole = spec_.vocabulary / 16 * 16;
+    ops_.cap(row, spec_.logit_cap, whole);
+    if (whole == spec_.vocabulary) return;
+    std::copy(row + whole, row + spec_.vocabulary, tail);
+    ops_.cap(tail, spec_.logit_cap, 16);
+    std::copy(tail, tail + (spec_.vocabulary - whole), row + whole);
+}
+
+void Decoder::attend(const Pass& pass, int index) {
+    DecoderScratch& s = *scratch_;
+    const LayerWeights& w = weights_.layers[index];
+    ResidualStream& stream = stream_of(pass);
+    const int hidden = spec_.hidden, size = spec_.head_size, columns = spec_.heads * size;
+    const int group = spec_.heads / spec_.kv_heads;
+    const Range mine = rows_of(pass, pass.count);
+    for (auto t = mine.first; t < mine.last; ++t) {
+        const float* row = stream.x.data() + t * hidden;
+        norm(w.attention_norm, row, hidden, stream.attention_input.values.data() + t * hidden);
+        if (spec_.parallel_residual) norm(w.inner_norm, row, hidden, stream.inner_input.values.data() + t * hidden);
+        quantize(stream.attention_input, hidden, t, {0, hidden});
+    }
+    meet_unless_few(pass);
+    const bool alone = heads_part();
+    const Range heads = share(spec_.kv_heads, pass.thread, pool_.size());
+    const auto part = [&](std::int64_t rows) {  // of `rows` that belong to all key heads
+        const std::int64_t each = rows / spec_.kv_heads;
+        return alone ? Range{heads.first * each, heads.last * each} : share(rows, pass.thread, pool_.size(), group_rows);
+    };
+    const Tokens input = tokens_of(stream.attention_input, pass.count, hidden);
+    multiply(w.query, input, s.query.data(), part(columns));
+    multiply(w.key, input, s.key.data(), part(columns / group));
+    multiply(w.value, input, s.value.data(), part(columns / group));
+    if (alone) {
+        prepare(index, heads, {0, pass.count});
+        attend_alone(pass, index, heads);
+        for (int t = 0; t < pass.count; ++t) quantize(s.attended, columns, t, part(columns));
+    } else {
+        pool_.barrier();
+        const Range units = share(static_cast<std::int64_t>(pass.count) * spec_.kv_heads, pass.thread, pool_.size());
+        for (auto unit = units.first; unit < units.last; ++unit) {
+            const std::int64_t t = unit / spec_.kv_heads, head = unit % spec_.kv_heads;
+            prepare(index, {head, head + 1}, {t, t + 1});
+        }
+        pool_.barrier();
+        attend_together(pass, index);
+        pool_.barrier();
+        const Range mine_quantized = share(columns, pass.thread, pool_.size(), block_columns);
+        for (int t = 0; t < pass.count; ++t) quantize(s.attended, columns, t, mine_quantized);
+    }
+    pool_.barrier();
+    multiply(w.output, tokens_of(s.attended, pass.count, columns), s.sum.data(),
+             share(hidden, pass.thread, pool_.size(), group_rows));
+    pool_.barrier();
+    for (auto t = mine.first; t < mine.last; ++t) {
+        add_to_stream(stream, t, w.output, w.attention_post_norm);
+        float* ready = stream.inner_input.values.data() + t * hidden;
+        if (!spec_.parallel_residual) norm(w.inner_norm, stream.x.data() + t * hidden, hidden, ready);
+        quantize(stream.inner_input, hidden, t, {0, hidden});
+    }
+    meet_unless_few(pass);
+}
+
+void Decoder::feed_forward(const Pass& pass, const LayerWeights& w) {
+    DecoderScratch& s = *scratch_;
+    ResidualStream& stream = stream_of(pass);
+    const int hidden = spec_.hidden, inner = spec_.inner;
+    const Tokens input = tokens_of(stream.inner_input, pass.count, hidden);
+    const Range part = share(inner, pass.thread, pool_.size(), inner % block_columns == 0 ? block_columns : group_rows);
+    if (spec_.gated) multiply(w.gate, input, s.gate.data(), part);
+    multiply(w.up, input, s.inner.values.data(), part);
+    const int columns = static_cast<int>(part.last - part.first);
+    for (std::int64_t t = 0; t < pass.count && columns > 0; ++t) {
+        float* up = s.inner.values.data() + t * inner;
+        float* gate = spec_.gated ? s.gate.data() + t * inner : nullptr;
+        add_bias(w.up, up, part);
+        if (gate != nullptr) add_bias(w.gate, gate, part);
+        up += part.first;
+        ops_.activate(spec_.activation, gate != nullptr ? gate + part.first : up, gate != nullptr ? up : nullptr, columns, up);
+        quantize(s.inner, inner, t, part);
+    }
+    pool_.barrier();
+    multiply(w.down, tokens_of(s.inner, pass.count, inner), s.sum.data(),
+             share(hidden, pass.thread, pool_.size(), group_rows));
+    pool_.barrier();
+    const Range mine = rows_of(pass, pass.count);
+    for (auto t = mine.first; t < mine.last; ++t) add_to_stream(stream, t, w.down, w.inner_post_norm);
+}
+
+void Decoder::add_to_stream(ResidualStream& stream, std::int64_t token, const Linear& from, const NormWeights& post_norm) {
+    const int hidden = spec_.hidden;
+    const float* sum = scratch_->sum.data() + token * hidden;
+    if (!from.bias.empty() || !post_norm.weight.empty()) {
+        float* update = stream.update.data() + token * hidden;
+        std::copy(sum, sum + hidden, update);
+        add_bias(from, update, {0, hidden});
+        if (!post_norm.weight.empty()) norm(post_norm, update, hidden, update);
+        sum = update;
+    }
+    ops_.add(stream.x.data() + token * hidden, sum, hidden);
+}
+
+// Whether each thread has key heads of its own, as many as any other, in whole blocks of what attention gives.
+bool Decoder::heads_part() const {
+    const int threads = pool_.size();
+    if (spec_.kv_heads % threads != 0) return false;
+    return threads == 1 || spec_.heads / threads * spec_.head_size % block_columns == 0;
+}
+
+// Biases, norms and rotation of queries and keys; keys and values go to the cache.
+void Decoder::prepare(int index, Range heads, Range tokens) {
+    DecoderScratch& s = *scratch_;
+    const LayerWeights& w = weights_.layers[index];
+    const int size = spec_.head_size, group = spec_.heads / spec_.kv_heads, half = spec_.rotated / 2;
+    const int table = spec_.rope_tables[index];
+    for (auto t = tokens.first; t < tokens.last; ++t) {
+        const std::int64_t at = position_ + t;
+        const auto turn = [&](float* row, std::int64_t head, const Linear& linear, const NormWeights& head_norm) {
+            float* values = row + head * size;
+            if (!linear.bias.empty()) ops_.add(values, linear.bias.data() + head * size, size);
+            if (!head_norm.weight.empty()) norm(head_norm, values, size, values);
+            if (half == 0) return;
+            ops_.rotate(values, weights_.cosines[table].data() + at * half, weights_.sines[table].data() + at * half, half);
+        };
+        float* query = s.query.data() + t * spec_.heads * size;
+        float* key = s.key.data() + t * spec_.kv_heads * size;
+        float* value = s.value.data() + t * spec_.kv_heads * size;
+        for (auto head = heads.first; head < heads.last; ++head) {
+            for (auto g = head * group; g < (head + 1) * group; ++g) turn(query, g, w.query, w.query_norm);
+            turn(key, head, w.key, w.key_norm);
+            if (!w.value.bias.empty()) ops_.add(value + head * size, w.value.bias.data() + head * size, size);
+            const int place = static_cast<int>(at), kv = static_cast<int>(head);
+            ops_.store_key(cache_type_, keys(index, kv), place, key + head * size, size);
+            ops_.store_value(cache_type_, values(index, kv), place, value + head * size, size);
+        }
+    }
+}
+
+int Decoder::batch_tokens() const { return std::max(1, attention_queries / (spec_.heads / spec_.kv_heads)); }
+
+// The attention of tokens' queries that share a key head.
+AttentionTask Decoder::attention_task(int index, std::int64_t head, Range tokens, AttentionScratch& scratch) {
+    DecoderScratch& s = *scratch_;
+    const int size = spec_.head_size, group = spec_.heads / spec_.kv_heads, window = spec_.windows[index];
+    int count = 0;
+    for (auto t = tokens.first; t < tokens.last; ++t) {
+        const int last = position_ + static_cast<int>(t);
+        for (auto g = head * group; g < (head + 1) * group; ++g, ++count) {
+            const std::int64_t at = (t * spec_.heads + g) * size;
+            scratch.queries[count] = s.query.data() + at;
+            scratch.out[count] = s.attended.values.data() + at;
+            scratch.first[count] = window == 0 ? 0 : std::max(0, last - window + 1);
+            scratch.last[count] = last;
+        }
+    }
+    const int kv = static_cast<int>(head);
+    return {scratch.queries.data(), scratch.first.data(), scratch.last.data(), count, keys(index, kv), values(index, kv), size,
+            spec_.attention_scale, spec_.attention_cap, scratch.scores.data(), scratch.decoded.data()};
+}
+
+void Decoder::attend_batch(int index, std::int64_t head, Range tokens, int thread) {
+    AttentionScratch& scratch = scratch_->attention[thread];
+    const AttentionTask task = attention_task(index, head, tokens, scratch);
+    const AttentionState merged = AttentionScratch::state(scratch.merged.data(), task.count);
+    const AttentionState chunk = AttentionScratch::state(scratch.chunk.data(), task.count);
+    std::fill(merged.largest, merged.largest + task.count, -std::numeric_limits<float>::infinity());
+    for (int c = task.first[0] / attention_chunk; c <= task.last[task.count - 1] / attention_chunk; ++c) {
+        ops_.attend_chunk(cache_type_, task, c, chunk);
+        ops_.merge(merged, chunk, task.count, task.head_size);
+    }
+    ops_.finish(merged, task.count, task.head_size, scratch.out.data());
+}
+
+void Decoder::attend_alone(const Pass& pass, int index, Range heads) {
+    for (auto head = heads.first; head < heads.last; ++head) {
+        for (int t = 0; t < pass.count; t += batch_tokens()) {
+            attend_batch(index, head, {t, std::min(pass.count, t + batch_tokens())}, pass.thread);
+        }
+    }
+}
+
+void Decoder::attend_together(const Pass& pass, int index) {
+    const int threads = pool_.size();
+    const int first = spec_.windows[index] == 0 ? 0 : std::max(0, position_ - spec_.windows[index] + 1);
+    const int first_chunk = first / attention_chunk;
+    const int chunks = (position_ + pass.count - 1) / attention_chunk - first_chunk + 1;
+    if (pass.few && chunks > 1 && !scratch_->chunk_states.empty()) return attend_chunks(pass, index, first_chunk, chunks);
+    const int batches = (pass.count + batch_tokens() - 1) / batch_tokens();
+    for (int unit = pass.thread; unit < batches * spec_.kv_heads; unit += threads) {
+        const int t = unit / spec_.kv_heads * batch_tokens();
+        attend_batch(index, unit % spec_.kv_heads, {t, std::min(pass.count, t + batch_tokens())}, pass.thread);
+    }
+}
+
+// A long context and few tokens: threads share the chunks of positions.
+void Decoder::attend_chunks(const Pass& pass, int index, int first_chunk, int chunks) {
+    AttentionScratch& scratch = scratch_->attention[pass.thread];
+    const int count = pass.count * (spec_.heads / spec_.kv_heads), size = spec_.head_size;
+    const std::size_t floats = AttentionScratch::state_floats(count, size);
+    const auto state = [&](int head, int chunk) {
+        const std::size_t place = static_cast<std::size_t>(head) * chunks + chunk;
+        return AttentionScratch::state(scratch_->chunk_states.data() + place * floats, count);
+    };
+    for (int item = pass.thread; item < spec_.kv_heads * chunks; item += pool_.size()) {
+        const int head = item / chunks, chunk = item % chunks;
+        const AttentionTask task = attention_task(index, head, {0, pass.count}, scratch);
+        ops_.attend_chunk(cache_type_, task, first_chunk + chunk, state(head, chunk));
+    }
+    pool_.barrier();
+    for (int head = pass.thread; head < spec_.kv_heads; head += pool_.size()) {
+        const AttentionState merged = AttentionScratch::state(scratch.merged.data(), count);
+        std::fill(merged.largest, merged.largest + count, -std::numeric_limits<float>::infinity());
+        for (int chunk = 0; chunk < chunks; ++chunk) ops_.merge(merged, state(head, chunk), count, size);
+        attention_task(index, head, {0, pass.count}, scratch);
+        ops_.finish(merged, count, size, scratch.out.data());
+    }
+}
+
+ResidualStream& Decoder::stream_of(const Pass& pass) {
+    return pass.few ? scratch_->threads[pass.thread] : scratch_->shared;
+}
+
+Decoder::Range Decoder::rows_of(const Pass& pass, int count) const {
+    return pass.few ? Range{0, count} : share(count, pass.thread, pool_.size());
+}
+
+void Decoder::meet_unless_few(const Pass& pass) {
+    if (!pass.few) pool_.barrier();
+}
+
+void Decoder::norm(const NormWeights& weights, const float* x, int n, float* out) const {
+    if (spec_.norm == Norm::layer) {
+        ops_.layer_norm(x, weights.weight.data(), weights.bias.data(), n, spec_.epsilon, out);
+    } else {
+        ops_.rms_norm(x, weights.weight.data(), n, spec_.epsilon, out);
+    }
+}
+
+// Rows first to last - 1 of the matrix, for all tokens; first is a multiple of group_rows.
+void Decoder::multiply(const Linear& linear, const Tokens& x, float* out, Range rows) const {
+    const auto groups = [](std::int64_t row) { return static_cast<int>((row + group_rows - 1) / group_rows); };
+    linear.weight->multiply(x, out, linear.weight->rows(), groups(rows.first), groups(rows.last));
+}
+
+// Columns that int8 activations need, of one token.
+void Decoder::quantize(Activations& x, int columns, std::int64_t token, Range part) const {
+    if (!int8_ || columns % block_columns != 0 || part.first == part.last) return;
+    const std::int64_t at = token * columns + part.first;
+    kernel_.quantize_token(x.values.data() + at, static_cast<int>(part.last - part.first), x.codes.data() + at,
+                           x.scales.data() + at / block_columns, x.sums.data() + at / block_columns);
+}
+
+// Columns from a multiple of 16 on.
+void Decoder::add_bias(const Linear& linear, float* row, Range part) const {
+    if (linear.bias.empty()) return;
+    const auto whole = static_cast<int>((part.last - part.first) / 16 * 16);
+    ops_.add(row + part.first, linear.bias.data() + part.first, whole);
+    for (auto i = part.first + whole; i < part.last; ++i) row[i] += linear.bias[i];
+}
+
+Tokens Decoder::tokens_of(const Activations& x, int count, int columns) const {
+    const bool coded = int8_ && columns % block_columns == 0;
+    return {count, columns, x.values.data(), coded ? x.codes.data() : nullptr, x.scales.data(), x.sums.data()};
+}
+
+std::uint8_t* Decoder::keys(int layer, int kv_head) {
+    return key_cache_.get() + (static_cast<std::size_t>(layer) * spec_.kv_heads + kv_head) * head_bytes_;
+}
+
+std::uint8_t* Decoder::values(int layer, int kv_head) {
+    return value_cache_.get() + (static_cast<std::size_t>(layer) * spec_.kv_heads + kv_head) * head_bytes_;
+}
+
+}  // namespace quantlab::engine
