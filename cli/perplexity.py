@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
 from quantlab.cli.console import check_threads, print_json, progress
-from quantlab.cli.options import Config, Context, Engine, Json, Model, Stride, Text, Threads
+from quantlab.cli.options import Activations, Config, Context, Engine, Json, Model, Stride, Text, Threads, Windows
 
 
 def perplexity(
@@ -11,6 +14,14 @@ def perplexity(
     text: Text,
     context: Context = 512,
     stride: Stride = None,
+    windows: Windows = "documents",
+    activations: Activations = "f32",
+    kv: Annotated[
+        str | None,
+        typer.Option(
+            "--kv", help="Cache elements: f32, f16 or q8_0.", show_default="f32 with f32 activations, else f16"
+        ),
+    ] = None,
     engine: Engine = "auto",
     threads: Threads = None,
     config: Config = None,
@@ -22,12 +33,22 @@ def perplexity(
 
     with progress("perplexity", "tokens") as report:
         result = evaluation.perplexity(
-            model, text, context=context, stride=stride, engine=engine, threads=threads, progress=report
+            model,
+            text,
+            context=context,
+            stride=stride,
+            windows=windows,
+            engine=engine,
+            activations=activations,
+            kv=kv,
+            threads=threads,
+            progress=report,
         )
     if json:
         print_json(result)
         return
     print(
         f"perplexity {result.perplexity:.4f} +- {result.perplexity_stderr:.4f}  "
-        f"({result.nll:.5f} +- {result.stderr:.5f} nats per token, {result.tokens} tokens, {result.engine} engine)"
+        f"({result.nll:.5f} +- {result.stderr:.5f} nats per token, {result.tokens} tokens in {result.windows} windows, "
+        f"{result.engine} engine)"
     )

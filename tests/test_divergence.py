@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantlab.divergence import kl_divergence, mean_and_stderr, negative_log_likelihood, same_top
+from quantlab import divergence
+from quantlab.divergence import compare_logits, kl_divergence, mean_and_stderr, negative_log_likelihood, same_top
 from quantlab.errors import InputError
 
 
@@ -52,6 +53,33 @@ def test_divergence_is_torchs_in_float64(scale: float, distance: float) -> None:
     values = kl_divergence(logits_a, logits_b)
     assert values.dtype == np.float64
     np.testing.assert_allclose(values, torch_kl(logits_a, logits_b), rtol=1e-6, atol=1e-6)
+
+
+def test_all_figures_at_once_are_the_single_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, and blocks of rows change nothing."""
+    logits_a, logits_b = random_logits(0), random_logits(1)
+    targets = np.random.default_rng(2).integers(0, 300, 50)
+    found = compare_logits(logits_a, logits_b, targets)
+    assert np.array_equal(found.nll_a, negative_log_likelihood(logits_a, targets))
+    assert np.array_equal(found.nll_b, negative_log_likelihood(logits_b, targets))
+    assert np.array_equal(found.kld, kl_divergence(logits_a, logits_b))
+    assert np.array_equal(found.top_a == found.top_b, same_top(logits_a, logits_b))
+    assert np.array_equal(found.top_a, logits_a.argmax(axis=1))
+    monkeypatch.setattr(divergence, "BLOCK", 300 * 7)
+    again = compare_logits(logits_a, logits_b, targets)
+    for name in ("nll_a", "nll_b", "kld", "top_a", "top_b"):
+        np.testing.assert_allclose(getattr(again, name), getattr(found, name), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_no_numbers_show(bad: float) -> None:
+    """Figures of that token are not finite, whichever model it was; the others are as they were."""
+    logits, broken = random_logits(0), random_logits(0)
+    broken[3, 5] = bad
+    for first, second in ((broken, logits), (logits, broken)):
+        found = compare_logits(first, second, np.zeros(50, dtype=np.int64))
+        assert not np.isfinite(found.kld[3])
+        assert np.isfinite(np.delete(found.kld, 3)).all()
 
 
 def test_a_worked_example() -> None:

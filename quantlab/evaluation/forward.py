@@ -1,4 +1,4 @@
-"""Logits of whole windows from a transformers model."""
+"""Logits of a window from a transformers model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 @torch.inference_mode()
-def window_logits(model: PreTrainedModel, windows: list[Window]) -> np.ndarray:
-    """fp32 [windows, tokens, vocabulary] for windows of equal length."""
-    ids = torch.tensor([window.ids for window in windows], device=model.device)
-    # use_cache=False: with a cache, transformers may build its mask as if windows were one sequence.
-    logits = model(input_ids=ids, use_cache=False).logits
+def window_logits(model: PreTrainedModel, window: Window) -> np.ndarray:
+    """The logits that predict the window's targets, fp32 [targets, vocabulary]."""
+    ids = torch.tensor([window.ids[:-1]], device=model.device)
+    # use_cache=False: with a cache, transformers may build its mask as if documents were one sequence.
+    logits = model(input_ids=ids, use_cache=False, logits_to_keep=window.scored).logits[0]
     return logits.to(torch.float32).cpu().numpy()

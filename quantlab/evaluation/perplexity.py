@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from quantlab.checkpoint import load_tokenizer
 from quantlab.divergence import mean_and_stderr, negative_log_likelihood, perplexity_of
 from quantlab.errors import InputError
-from quantlab.evaluation.scorers import open_scorer
-from quantlab.evaluation.windows import batches, scored_positions, text_windows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from quantlab.evaluation.overlap import warn_of_overlap
+from quantlab.evaluation.scorers import default_cache, open_scorer
+from quantlab.evaluation.windows import Window, windows_of
 
 Progress = Callable[[int, int, str], None]  # (tokens done, tokens in all, the figure so far)
 
@@ -30,7 +29,11 @@ class PerplexityResult:
     stderr: float
     perplexity_stderr: float
     tokens: int
+    windows: int
+    context: int
     engine: str
+    activations: str
+    kv: str
 
 
 def perplexity(
@@ -39,39 +42,69 @@ def perplexity(
     *,
     context: int = 512,
     stride: int | None = None,
+    windows: str = "documents",
     engine: str = "auto",
+    activations: str = "f32",
+    kv: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> PerplexityResult:
-    """Score every token of `text` once, in float activations; see `windows.text_windows` for what precedes each.
+    """Score a text, by default every token once and in float activations; `windows_of` tells what precedes each.
 
-    `engine` is "auto", "native" or "torch"; `threads` by default one a core.
+    Args:
+        model: folder, GGUF file or hub id.
+        text: UTF-8 text file; lines `<|endoftext|>` part documents.
+        context: tokens of a window.
+        stride: move windows on by this many tokens, so that more text precedes a token.
+        windows: "documents", or "llama" as llama.cpp cuts texts.
+        engine: "auto", "native" or "torch".
+        activations: "f32", or "int8" as generation has it by default (native engine).
+        kv: element type of the cache: "f32", "f16" or "q8_0"; "f32" with float activations, else "f16".
+        threads: by default one a core.
+        progress: called with tokens done, tokens in all, and the figure so far.
 
     Raises:
-        InputError: the model or the text cannot be read, or the context is longer than the model's.
+        InputError: the model or the text cannot be read, the context is longer than the model's, or its logits are not
+            finite.
     """
-    tokenizer = load_tokenizer(model)
-    windows = text_windows(text, tokenizer, context, stride)
-    scorer = open_scorer(model, engine, context, threads)
-    values, done, total = [], 0, sum(window.scored for window in windows)
-    for batch in batches(windows, scorer.vocabulary):
-        for logits, window in zip(scorer.logits(batch), batch, strict=True):
-            values.append(negative_log_likelihood(*scored_positions(logits, window)))
-            done += window.scored
+    cut = windows_of(text, load_tokenizer(model), context, stride, windows)
+    warn_of_overlap(model, cut)
+    scorer = open_scorer(model, engine, context, threads, activations=activations, kv=kv)
+    values, done, summed, total = [], 0, 0.0, sum(window.scored for window in cut)
+    for window in cut:
+        nll, start = np.empty(window.scored), 0
+        for logits in scorer.parts(window):
+            rows = slice(start, start + len(logits))
+            nll[rows] = negative_log_likelihood(logits, np.asarray(window.targets[rows]))
+            start = rows.stop
+        check_finite(nll, window, str(model))
+        values.append(nll)
+        done, summed = done + window.scored, summed + float(nll.sum())
         if progress is not None:
-            progress(done, total, f"perplexity {perplexity_of(sum(float(v.sum()) for v in values) / done):.3f}")
-    nll, stderr = mean_and_stderr(values)
-    value = perplexity_of(nll)
-    return PerplexityResult(value, nll, stderr, value * stderr, total, scorer.name)
+            progress(done, total, f"perplexity {perplexity_of(summed / done):.3f}")
+    mean, stderr = mean_and_stderr(values)
+    value = perplexity_of(mean)
+    return PerplexityResult(
+        perplexity=value,
+        nll=mean,
+        stderr=stderr,
+        perplexity_stderr=value * stderr,
+        tokens=total,
+        windows=len(cut),
+        context=context,
+        engine=scorer.name,
+        activations=activations,
+        kv=kv or default_cache(activations),
+    )
 
 
-def check_limits(model: PreTrainedModel, context: int) -> int:
-    """The vocabulary's size, once the context is known to fit.
+def check_finite(figures: np.ndarray, window: Window, model: str) -> None:
+    """Refuse logits that are NaN or infinite, from what was computed of them, fp64 [targets].
 
     Raises:
-        InputError: the context is longer than the model's.
+        InputError: the first such place, by document and token, counted from 0.
     """
-    config = model.config.get_text_config()
-    if context > config.max_position_embeddings:
-        raise InputError(f"context {context}: the model holds {config.max_position_embeddings} tokens; use --context")
-    return int(config.vocab_size)
+    bad = np.flatnonzero(~np.isfinite(figures))
+    if bad.size:
+        place = f"document {window.document}, token {window.position + int(bad[0])}"
+        raise InputError(f"{model}: its logits for {place} are NaN or infinite (see: quantlab verify {model})")

@@ -1,4 +1,4 @@
-"""Text -> windows of tokens to score, each token exactly once."""
+"""Text -> windows of tokens to score."""
 
 from __future__ import annotations
 
@@ -6,26 +6,50 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from quantlab.checkpoint import Tokenizer
+from quantlab.documents import read_documents, read_text
 from quantlab.errors import InputError
-from quantlab.training.corpus import read_documents
 
-MAX_LOGITS = 1 << 26  # numbers in one batch of logits: 256 MB in fp32
-MAX_BATCH = 16
+WINDOW_KINDS = ("documents", "llama")
 
 
 @dataclass(frozen=True)
 class Window:
-    """`ids` go through the model at once; the last `scored` of them are the targets."""
+    """`ids` go through the model at once; the last `scored` of them are the targets. The first target is token
+    `position` of document `document`, both counted from 0, a start token not.
+    """
 
     ids: tuple[int, ...]
     scored: int
+    document: int
+    position: int
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The ids that are scored."""
+        return self.ids[len(self.ids) - self.scored :]
+
+
+def windows_of(
+    path: Path, tokenizer: Tokenizer, context: int, stride: int | None = None, kind: str = "documents"
+) -> list[Window]:
+    """The windows of one kind: `text_windows` or `llama_windows`.
+
+    Raises:
+        InputError: see there; also an unknown kind, or a stride where there is none.
+    """
+    if kind not in WINDOW_KINDS:
+        raise InputError(f"windows {kind!r}: choose one of: {', '.join(WINDOW_KINDS)}")
+    if kind == "documents":
+        return text_windows(path, tokenizer, context, stride)
+    if stride is not None:
+        raise InputError("llama windows have no stride; leave it out")
+    return llama_windows(path, tokenizer, context)
 
 
 def text_windows(path: Path, tokenizer: Tokenizer, context: int, stride: int | None = None) -> list[Window]:
-    """The windows of a UTF-8 text file; lines `<|endoftext|>` part documents, and no window crosses them.
+    """The windows of a UTF-8 text file, each token scored exactly once; lines `<|endoftext|>` part documents, and no
+    window crosses them.
 
     A window begins with the model's start token if it has one, otherwise with a token of the text that is not scored
     (so a document's very first token is not). Without `stride`, windows share nothing else; with it, each window moves
@@ -41,16 +65,19 @@ def text_windows(path: Path, tokenizer: Tokenizer, context: int, stride: int | N
     if stride is not None and not 1 <= stride <= longest:
         raise InputError(f"stride {stride}: must be at least 1 and at most the context less one ({longest})")
     windows: list[Window] = []
-    for document in read_documents(path):
+    for number, document in enumerate(read_documents(path)):
+        _check_text(document, path)
         ids = tokenizer.encode(document, add_special_tokens=False)
         lead = [] if tokenizer.bos is None else [tokenizer.bos]
-        windows += _document_windows([*lead, *ids], longest, stride, bool(lead))
+        windows += _document_windows([*lead, *ids], longest, stride, bool(lead), number)
     if not windows:
         raise InputError(f"{path}: too short, no token can be scored")
     return windows
 
 
-def _document_windows(ids: list[int], longest: int, stride: int | None, starts: bool) -> Iterator[Window]:
+def _document_windows(
+    ids: list[int], longest: int, stride: int | None, starts: bool, document: int
+) -> Iterator[Window]:
     """Windows over `ids`, whose first token is never scored; if it `starts` the text, it begins every window."""
     scored_until = 1
     while scored_until < len(ids):
@@ -58,23 +85,50 @@ def _document_windows(ids: list[int], longest: int, stride: int | None, starts: 
         until = min(scored_until + step, len(ids))
         since = scored_until if stride is None else max(until - longest, 1)
         first = ids[0] if starts else ids[since - 1]
-        yield Window((first, *ids[since:until]), until - scored_until)
+        yield Window((first, *ids[since:until]), until - scored_until, document, scored_until - int(starts))
         scored_until = until
 
 
-def batches(windows: list[Window], vocabulary: int) -> Iterator[list[Window]]:
-    """Windows of equal length together, as many as keep a batch of logits within 256 MB, longest first."""
-    by_length: dict[int, list[Window]] = {}
-    for window in windows:
-        by_length.setdefault(len(window.ids), []).append(window)
-    for length in sorted(by_length, reverse=True):
-        size = max(1, min(MAX_BATCH, MAX_LOGITS // (length * vocabulary)))
-        group = by_length[length]
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
+def llama_windows(path: Path, tokenizer: Tokenizer, context: int) -> list[Window]:
+    """What llama.cpp's `llama-perplexity -f FILE -c CONTEXT` scores, to compare figures with it.
+
+    The whole file is one text, its last line break left out, words such as `<|endoftext|>` read as letters. Its tokens,
+    the start token first, are cut into contexts that share nothing; the start token, if the model has one, replaces
+    the first token of each; only the second half of a context is scored; what does not fill a context is left out.
+
+    Raises:
+        InputError: an unreadable text, one of less than two contexts (llama.cpp refuses it too), or a context below 4.
+    """
+    if context < 4:
+        raise InputError(f"context {context}: at least 4 tokens are needed to score the second half")
+    text = read_text(path).removesuffix("\n")
+    _check_text(text, path)
+    ids = _letters_only(tokenizer, text)
+    if len(ids) < 2 * context:
+        raise InputError(f"{path}: too short, {len(ids)} tokens; two contexts of {context} are needed")
+    lead = 0 if tokenizer.bos is None else 1
+    windows = []
+    for start in range(0, len(ids) - context + 1, context):
+        piece = ids[start : start + context]
+        if tokenizer.bos is not None:
+            piece[0] = tokenizer.bos
+        scored = context - 1 - context // 2
+        windows.append(Window(tuple(piece), scored, 0, start + context - scored - lead))
+    return windows
 
 
-def scored_positions(logits: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """Of a window's logits [tokens, vocabulary], those that predict its targets, and the targets."""
-    end = len(window.ids) - 1
-    return logits[end - window.scored : end], np.asarray(window.ids[len(window.ids) - window.scored :])
+def _check_text(text: str, path: Path) -> None:
+    """A zero byte is UTF-8, but of no text."""
+    if "\0" in text:
+        raise InputError(f"{path}: not a text file (it holds zero bytes)")
+
+
+def _letters_only(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text, the start token first, where the names of special tokens are letters like others."""
+    backend = tokenizer.backend
+    before = backend.encode_special_tokens
+    backend.encode_special_tokens = True
+    try:
+        return tokenizer.encode(text)
+    finally:
+        backend.encode_special_tokens = before

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from quantlab.checkpoint import Tokenizer, load_tokenizer
+from quantlab.documents import read_documents
 from quantlab.errors import InputError
-from quantlab.evaluation.windows import MAX_BATCH, MAX_LOGITS, Window, batches, scored_positions, text_windows
-from quantlab.training.corpus import read_documents
+from quantlab.evaluation.windows import Window, llama_windows, text_windows, windows_of
 
 SETTINGS = [(2, None), (3, None), (17, None), (128, None), (5000, None), (2, 1), (17, 1), (17, 5), (17, 16), (128, 60)]
 
@@ -45,14 +45,14 @@ def test_windows_with_a_start_token(tokenizer_folder: Path, tmp_path: Path) -> N
     s = tokenizer.bos
     path = text_file(tmp_path, text)
     assert text_windows(path, tokenizer, 4) == [
-        Window((s, t[0], t[1], t[2]), 3),
-        Window((s, t[3], t[4], t[5]), 3),
-        Window((s, t[6]), 1),
+        Window((s, t[0], t[1], t[2]), 3, 0, 0),
+        Window((s, t[3], t[4], t[5]), 3, 0, 3),
+        Window((s, t[6]), 1, 0, 6),
     ]
     assert text_windows(path, tokenizer, 4, stride=2) == [
-        Window((s, t[0], t[1], t[2]), 3),
-        Window((s, t[2], t[3], t[4]), 2),
-        Window((s, t[4], t[5], t[6]), 2),
+        Window((s, t[0], t[1], t[2]), 3, 0, 0),
+        Window((s, t[2], t[3], t[4]), 2, 0, 3),
+        Window((s, t[4], t[5], t[6]), 2, 0, 5),
     ]
 
 
@@ -63,13 +63,13 @@ def test_windows_without_a_start_token(tokenizer_folder: Path, tmp_path: Path) -
     text, t = seven_tokens(tokenizer)
     path = text_file(tmp_path, text)
     assert text_windows(path, tokenizer, 4) == [
-        Window((t[0], t[1], t[2], t[3]), 3),
-        Window((t[3], t[4], t[5], t[6]), 3),
+        Window((t[0], t[1], t[2], t[3]), 3, 0, 1),
+        Window((t[3], t[4], t[5], t[6]), 3, 0, 4),
     ]
     assert text_windows(path, tokenizer, 4, stride=2) == [
-        Window((t[0], t[1], t[2], t[3]), 3),
-        Window((t[2], t[3], t[4], t[5]), 2),
-        Window((t[3], t[4], t[5], t[6]), 1),
+        Window((t[0], t[1], t[2], t[3]), 3, 0, 1),
+        Window((t[2], t[3], t[4], t[5]), 2, 0, 4),
+        Window((t[3], t[4], t[5], t[6]), 1, 0, 6),
     ]
 
 
@@ -119,42 +119,66 @@ def test_documents_are_parted(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Two documents in one file give the windows of each; the line that parts them is no text."""
     one, two = "The lamp was lit.", "Nobody had the key."
     both = text_windows(text_file(tmp_path, one, two), tokenizer, 8)
-    apart = [window for text in (one, two) for window in text_windows(text_file(tmp_path, text), tokenizer, 8)]
-    assert both == apart
+    first, second = (text_windows(text_file(tmp_path, text), tokenizer, 8) for text in (one, two))
+    assert both == first + [replace(window, document=1) for window in second]
 
 
-# What goes through the model at once.
+def test_places_count_the_tokens_of_a_document(tokenizer: Tokenizer, prose: Path) -> None:
+    """A window's first target is the document's token of that number, the start token not counted."""
+    documents = [tokenizer.encode(document, add_special_tokens=False) for document in read_documents(prose)]
+    for window in text_windows(prose, tokenizer, 33, 20):
+        ids = documents[window.document]
+        assert tuple(ids[window.position : window.position + window.scored]) == window.targets
 
 
-def test_batches_hold_windows_of_one_length_and_each_window_once(tokenizer: Tokenizer, prose: Path) -> None:
-    """The longest first, so that a lack of memory shows at once."""
-    windows = text_windows(prose, tokenizer, 33)
-    groups = list(batches(windows, 512))
-    lengths = [len(group[0].ids) for group in groups]
-    assert lengths == sorted(lengths, reverse=True)
-    for group in groups:
-        assert len({len(window.ids) for window in group}) == 1
-        assert len(group) <= MAX_BATCH
-    assert sorted(w.ids for group in groups for w in group) == sorted(w.ids for w in windows)
-    assert max(len(group) for group in groups) == MAX_BATCH
+# As llama.cpp cuts texts.
 
 
-def test_a_batch_of_logits_keeps_within_its_limit() -> None:
-    """However large the vocabulary; a single window that is larger goes alone."""
-    windows = [Window((1,) * 1024, 1023)] * 5
-    assert [len(group) for group in batches(windows, MAX_LOGITS // 1024 // 2)] == [2, 2, 1]
-    assert [len(group) for group in batches(windows, MAX_LOGITS)] == [1] * 5
+def test_llama_windows_score_second_halves(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Worked by hand: contexts of 6 over all tokens, the start token first and in the place of each context's first
+    token; the last two of each are scored (6 - 1 - 3), the incomplete context at the end is left out.
+    """
+    text = "The lamp was lit and nobody had the key.\n<|endoftext|>\nA pike"
+    path = tmp_path / "text.txt"
+    path.write_text(text + "\n")
+    ids = tokenizer.encode(text)  # <|endoftext|> is none of this vocabulary's tokens
+    lead = 0 if tokenizer.bos is None else 1
+    windows = llama_windows(path, tokenizer, 6)
+    assert len(windows) == len(ids) // 6 >= 3
+    assert len(ids) % 6
+    for number, window in enumerate(windows):
+        piece = ids[6 * number : 6 * number + 6]
+        first = piece[0] if tokenizer.bos is None else tokenizer.bos
+        assert window == Window((first, *piece[1:]), 2, 0, 6 * number + 4 - lead)
 
 
-def test_scored_positions_are_those_before_the_targets() -> None:
-    """Logits at a token predict the next: of five positions, 2 and 3 predict the last two tokens."""
-    logits = np.arange(15.0).reshape(5, 3)
-    picked, wanted = scored_positions(logits, Window((9, 8, 7, 6, 5), 2))
-    assert np.array_equal(picked, logits[2:4])
-    assert wanted.tolist() == [6, 5]
-    picked, wanted = scored_positions(logits, Window((9, 8, 7, 6, 5), 4))
-    assert np.array_equal(picked, logits[:4])
-    assert wanted.tolist() == [8, 7, 6, 5]
+def test_llama_windows_read_names_of_special_tokens_as_letters(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """As llama.cpp does with a text; the tokenizer is as before afterwards."""
+    tokenizer = load_tokenizer(tokenizer_folder)
+    path = tmp_path / "text.txt"
+    path.write_text("</s>" * 20)
+    special = tokenizer.backend.token_to_id("</s>")
+    assert special in tokenizer.encode("</s>")
+    assert not any(special in window.ids for window in llama_windows(path, tokenizer, 8))
+    assert special in tokenizer.encode("</s>")
+
+
+def test_a_text_of_less_than_two_llama_contexts_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = text_file(tmp_path, "The lamp was lit.")
+    count = len(tokenizer.encode("The lamp was lit."))
+    with pytest.raises(InputError, match=f"{path}: too short, {count} tokens; two contexts of {count} are needed"):
+        llama_windows(path, tokenizer, count)
+    with pytest.raises(InputError, match="context 3: at least 4 tokens are needed to score the second half"):
+        llama_windows(path, tokenizer, 3)
+
+
+def test_kinds_of_windows(tokenizer: Tokenizer, prose: Path) -> None:
+    assert windows_of(prose, tokenizer, 33, 20) == text_windows(prose, tokenizer, 33, 20)
+    assert windows_of(prose, tokenizer, 33, kind="llama") == llama_windows(prose, tokenizer, 33)
+    with pytest.raises(InputError, match="llama windows have no stride; leave it out"):
+        windows_of(prose, tokenizer, 33, 20, "llama")
+    with pytest.raises(InputError, match="windows 'other': choose one of: documents, llama"):
+        windows_of(prose, tokenizer, 33, kind="other")
 
 
 # What is refused.
@@ -172,6 +196,15 @@ def test_a_stride_beyond_the_context_is_refused(tokenizer: Tokenizer, prose: Pat
     message = rf"stride {stride}: must be at least 1 and at most the context less one \(15\)"
     with pytest.raises(InputError, match=message):
         text_windows(prose, tokenizer, 16, stride)
+
+
+@pytest.mark.parametrize("kind", ["documents", "llama"])
+def test_zero_bytes_are_no_text(tokenizer: Tokenizer, tmp_path: Path, kind: str) -> None:
+    """They are UTF-8, so nothing else would notice a binary file of many zeros."""
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"text\0more" * 100)
+    with pytest.raises(InputError, match=f"{path}: not a text file \\(it holds zero bytes\\)"):
+        windows_of(path, tokenizer, 16, kind=kind)
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "<|endoftext|>\n\n<|endoftext|>\n"])
