@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import typer
-from quantlab.cli import bench, compare, export, generate, inspect, perplexity, pretrain, quantize, verify
+from quantlab.cli import (
+    bench,
+    compare,
+    evaluate,
+    export,
+    generate,
+    inspect,
+    perplexity,
+    pretrain,
+    quantize,
+    report,
+    verify,
+)
 
 # The parser's error class; typer does not export it, but a bad parameter is one.
 UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
@@ -20,7 +32,8 @@ app = typer.Typer(
 )
 
 for command in (quantize.quantize, export.export, inspect.inspect, verify.verify, generate.generate,
-                perplexity.perplexity, compare.compare, bench.bench, pretrain.pretrain):  # fmt: skip
+                perplexity.perplexity, compare.compare, report.report, evaluate.evaluate, bench.bench,
+                pretrain.pretrain):  # fmt: skip
     app.command(no_args_is_help=False)(command)
 
 

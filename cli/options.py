@@ -58,3 +58,7 @@ Config = Annotated[
     ),
 ]
 Engine = Annotated[str, typer.Option("--engine", help="auto, native or torch.", callback=_check_engine)]
+Windows = Annotated[
+    str, typer.Option("--windows", help="documents, or llama: contexts as llama.cpp's llama-perplexity cuts them.")
+]
+Activations = Annotated[str, typer.Option("--activations", help="f32, or int8 as generation has it (native engine).")]

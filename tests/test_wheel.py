@@ -61,7 +61,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
-    """Every Python file of quantlab/ and cli/, the compiled core, py.typed; no C++, tests, models or benchmarks."""
+    """Every Python file of quantlab/ and cli/, the compiled core, the calibration text, py.typed; no C++, tests, models
+    or benchmarks.
+    """
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     info = {name for name in names if name.split("/")[0].endswith(".dist-info")}
@@ -73,7 +75,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     }
     (core,) = [name for name in installed if name.startswith("quantlab/native/_core.")]
     assert core.endswith(sysconfig.get_config_var("EXT_SUFFIX"))
-    assert installed == sources | {core, "quantlab/py.typed", "quantlab/cli/py.typed"}
+    data = {"quantlab/calibration/calibration.txt", "quantlab/py.typed", "quantlab/cli/py.typed"}
+    assert installed == sources | {core} | data
     assert any(name.endswith("licenses/LICENSE") for name in info)
 
 

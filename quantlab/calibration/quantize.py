@@ -10,34 +10,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from quantlab.checkpoint import Checkpoint, CheckpointWriter, TensorEntry, open_checkpoint, open_writer
+from quantlab.calibration import calibrated, learned
+from quantlab.calibration.calibrated import Calibration, CalibrationOptions, usable_threads
+from quantlab.checkpoint import Checkpoint, TensorEntry, open_checkpoint, open_writer
 from quantlab.checkpoint.expected_shapes import check_shapes
 from quantlab.checkpoint.export import check_outside
 from quantlab.checkpoint.gguf_file import GgufFile
 from quantlab.checkpoint.reader import read_json
 from quantlab.checkpoint.tensors import DTYPE_BYTES, FLOAT_DTYPES
 from quantlab.errors import InputError
-from quantlab.formats import BlockFormat, Recipe, format_named
+from quantlab.formats import BlockFormat, PackedTensor, Recipe, format_named
 from quantlab.formats.blocks import BLOCK_SIZE
 from quantlab.formats.recipe import QUANT_METHOD
-from quantlab.quantization.recipes import default_recipe
+from quantlab.quantization.recipes import default_recipe, named_recipe
 from quantlab.quantization.stored import round_stored
 
-# (checkpoint, tensor, format, threads) -> (uint8 [rows, row_bytes], relative error)
-Method = Callable[[Checkpoint, str, BlockFormat, int | None], tuple[np.ndarray, float]]
-
 _FLOAT_WORDS = tuple(word.lower() for word in DTYPE_BYTES)
-METHODS: dict[str, Method] = {"rtn": round_stored}
+METHODS = ("rtn", *calibrated.METHODS, learned.METHOD)
 
 Progress = Callable[[int, int, str], None]  # (weights done, weights in all, the tensor at hand)
 
 
 @dataclass(frozen=True)
 class TensorReport:
-    """One written tensor. `relative_error` is 0 for a tensor that was copied, None in a dry run; `note` says why it was
-    copied, if one would have expected otherwise.
+    """One written tensor. `relative_error` is 0 for a tensor that was copied, None in a dry run; `weighted_error` tells
+    what a calibrated method lost of the layer's outputs (`QuantizedWeight`); `note` says why a tensor was copied, or
+    quantized by another method, if one would have expected otherwise.
     """
 
     name: str
@@ -45,6 +43,7 @@ class TensorReport:
     format: str
     relative_error: float | None
     note: str | None = None
+    weighted_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,11 @@ def quantize_checkpoint(
     *,
     format: str = "q4_1",
     uniform: bool = False,
+    recipe: str | None = None,
     method: str = "rtn",
+    levels: int | None = None,
+    calibration: CalibrationOptions | None = None,
+    learning: learned.LearnSettings | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     threads: int | None = None,
@@ -74,42 +77,59 @@ def quantize_checkpoint(
 ) -> QuantizeReport:
     """Quantize a float checkpoint into a Hugging Face folder of packed tensors, or into a GGUF file.
 
-    What quantlab quantized earlier may be replaced without `overwrite`; anything else may not.
+    What quantlab quantized earlier may be replaced without `overwrite`; anything else may not. Unfinished work of a
+    calibrated method stays in `OUT.quantizing`, for `CalibrationOptions.resume`.
 
     Args:
         model: folder, GGUF file or hub id.
         out: folder to make, or GGUF file if it ends in `.gguf`.
         format: the linear weights' format.
         uniform: embedding and head take `format` too, instead of Q8_0.
-        method: how codes and scales are chosen; `rtn` rounds to nearest.
+        recipe: a preset or YAML file (`recipes.named_recipe`) that replaces `format` and `uniform`.
+        method: how codes and scales are chosen: `rtn` rounds to nearest, `search` weighs columns by the layer's inputs,
+            `gptq` feeds errors back and fits scales under their second moment, `learned` goes on from there and trains
+            all scales together against the original's predictions.
+        levels: how many of the format's codes blocks' linear weights may use: a stress test in the same bytes.
+        calibration: what methods but `rtn` read; by default the text that quantlab brings along.
+        learning: how `learned` trains.
         dry_run: report shapes, formats and sizes, and write nothing (errors are None then).
-        threads: the most to use; by default one a core.
+        threads: the most to use, by default one a core; the bytes do not depend on it.
 
     Raises:
-        InputError: unknown format or method, an unreadable or already quantized model, a tensor with NaN, infinity or
-            a scale beyond fp16, an `out` that exists or is the model itself, a full disk.
+        InputError: unknown format, method or recipe, an unreadable or already quantized model, a tensor with NaN,
+            infinity or a scale beyond fp16, calibration text or statistics that are none or do not fit, unfinished work
+            that was not to be resumed, an `out` that exists or is the model itself, a full disk.
     """
     started = time.monotonic()
     chosen = format_named(format)
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}; choose one of: {', '.join(METHODS)}")
+    options = calibration or CalibrationOptions()
+    if method == learned.METHOD and not dry_run:
+        choice = {"format": format, "uniform": uniform, "recipe": recipe, "levels": levels}
+        return _quantize_learned(
+            model, out, choice, options, learning or learned.LearnSettings(), overwrite, threads, progress
+        )
+    method = "gptq" if method == learned.METHOD else method
+    options.check(method)
     checkpoint = open_checkpoint(model)
     if not all(checkpoint.stored_type(name) in _FLOAT_WORDS for name in checkpoint.names):
         raise InputError(f"{checkpoint.path}: is quantized already; start from the original model")
-    recipe = default_recipe(checkpoint.family, chosen, uniform)
-    notes: tuple[str, ...] = ()
+    rules = _recipe(checkpoint, chosen, uniform, recipe)
     check_outside(checkpoint, out)
     check_shapes(checkpoint)
-    plan = {name: _planned_format(checkpoint, recipe, name) for name in checkpoint.names}
-    entries = [_planned_entry(checkpoint, name, format) for name, format in plan.items()]
-    total = sum(entry.nbytes for entry in entries)
-    reports = [_report(checkpoint, recipe, name, format) for name, format in plan.items()]
+    plan = {name: _planned_format(checkpoint, rules, name) for name in checkpoint.names}
+    job = _Job(checkpoint, out, rules, plan, method, levels, threads, progress)
+    reports = [_report(checkpoint, rules, name, format) for name, format in plan.items()]
+    notes: tuple[str, ...] = ()
+    total = sum(entry.nbytes for entry in job.entries)
     if not dry_run:
-        config = _config(checkpoint, recipe, method)
-        replaceable = overwrite or _is_own_output(out)
-        with open_writer(out, entries, config, companions=checkpoint, replace=replaceable) as writer:
-            reports = list(_write_tensors(checkpoint, writer, plan, reports, METHODS[method], threads, progress))
-            notes, total = tuple(writer.notes), writer.tensor_bytes
+        replaceable = overwrite or is_own_output(out)
+        if method in calibrated.METHODS:
+            written, notes, total = _write_calibrated(job, options, replaceable, overwrite)
+        else:
+            written, notes, total = _write_rounded(job, replaceable)
+        reports = [written.get(report.name, replace(report, relative_error=0.0)) for report in reports]
     return QuantizeReport(
         parameters=checkpoint.parameters,
         bytes=total,
@@ -121,7 +141,152 @@ def quantize_checkpoint(
     )
 
 
-def _is_own_output(out: Path) -> bool:
+def _quantize_learned(
+    model: str | Path,
+    out: Path,
+    choice: dict[str, Any],
+    options: CalibrationOptions,
+    settings: learned.LearnSettings,
+    overwrite: bool,
+    threads: int | None,
+    progress: Progress | None,
+) -> QuantizeReport:
+    from quantlab.calibration.learned_run import quantize_learned
+
+    quantize_checkpoint(model, out, method="gptq", calibration=options, dry_run=True, **choice)  # refuses at once
+
+    def begin(start: Path, from_there: CalibrationOptions) -> QuantizeReport:
+        return quantize_checkpoint(
+            model, start, method="gptq", calibration=from_there, threads=threads, progress=progress, **choice
+        )
+
+    deciding = {**choice, **options.method_options, "calibration_dtype": options.dtype}
+    return quantize_learned(
+        model,
+        out,
+        begin,
+        options,
+        settings,
+        deciding,
+        replaceable=overwrite or is_own_output(out),
+        discard=overwrite,
+        progress=progress,
+    )
+
+
+def _recipe(checkpoint: Checkpoint, format: BlockFormat, uniform: bool, recipe: str | None) -> Recipe:
+    if recipe is None:
+        return default_recipe(checkpoint.family, format, uniform)
+    if uniform:
+        raise InputError("--uniform goes with --format; a recipe names the embedding's and head's formats itself")
+    return named_recipe(recipe, checkpoint.family, checkpoint.names)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One run: from which tensors to which formats, and how."""
+
+    checkpoint: Checkpoint
+    out: Path
+    recipe: Recipe
+    plan: dict[str, BlockFormat | None]
+    method: str
+    levels: int | None
+    threads: int | None
+    progress: Progress | None
+
+    @property
+    def entries(self) -> list[TensorEntry]:
+        """What the output holds."""
+        return [_planned_entry(self.checkpoint, name, format) for name, format in self.plan.items()]
+
+    def config(self, more: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The model's config.json with the recipe, and how it was applied, as its quantization_config."""
+        from importlib.metadata import version
+
+        provenance = {"method": self.method, "quantlab_version": version("quantlab"), **(more or {})}
+        if self.levels is not None:
+            provenance["levels"] = self.levels
+        tying = {"tie_word_embeddings": self.checkpoint.tied}
+        return {**self.checkpoint.config, **tying, "quantization_config": {**self.recipe.to_config(), **provenance}}
+
+    def report(self, name: str, error: float, note: str | None, weighted: float | None) -> TensorReport:
+        """Of a tensor that was quantized."""
+        format = self.plan[name]
+        assert format is not None
+        return TensorReport(name, self.checkpoint.shape(name), format.name, error, note, weighted)
+
+
+_Written = tuple[dict[str, TensorReport], tuple[str, ...], int]  # by name; notes; bytes of all tensors
+
+
+def _write_calibrated(job: _Job, options: CalibrationOptions, replaceable: bool, overwrite: bool) -> _Written:
+    """With statistics of the layers' inputs. The writer opens first: what it refuses need not be computed."""
+    import torch
+
+    from quantlab.calibration.blockwise import CalibratedMethod
+    from quantlab.calibration.work_folder import remove_work
+
+    calibration = Calibration(job.checkpoint, job.method, options)
+    method = CalibratedMethod(
+        job.method,
+        levels=job.levels,
+        threads=usable_threads(job.threads),
+        dtype=getattr(torch, options.dtype),
+        options=options.method_options,
+        where=f"{job.checkpoint.path}: ",
+    )
+    config = job.config({"calibration": calibration.provenance, **options.method_options})
+    sidecars = {"calibration": calibration.sidecar}
+    reports: dict[str, TensorReport] = {}
+    with open_writer(
+        job.out, job.entries, config, companions=job.checkpoint, replace=replaceable, sidecars=sidecars
+    ) as writer:
+        with calibration.run(job.recipe, job.plan, method, job.out, overwrite, job.progress) as tensors:
+            for done in tensors:
+                writer.write_packed(done.name, PackedTensor(done.blocks, _format(job, done.name)))
+                reports[done.name] = job.report(done.name, done.relative_error, done.note, done.weighted_error)
+        for name, format in job.plan.items():
+            if format is None:
+                writer.copy(name, job.checkpoint)
+    remove_work(job.out)
+    return reports, (*calibration.notes, *writer.notes), writer.tensor_bytes
+
+
+def _format(job: _Job, name: str) -> BlockFormat:
+    format = job.plan[name]
+    assert format is not None
+    return format
+
+
+def _write_rounded(job: _Job, replaceable: bool) -> _Written:
+    """Rounded to nearest, without torch."""
+    checkpoint, reports, done = job.checkpoint, {}, 0
+    with (
+        open_writer(job.out, job.entries, job.config(), companions=checkpoint, replace=replaceable) as writer,
+        _write_behind() as write,
+    ):
+        for name, format in job.plan.items():
+            if job.progress is not None:
+                job.progress(done, checkpoint.parameters, name)
+            if format is None:
+                write(writer.copy, name, checkpoint)
+            else:
+                blocks, error = round_stored(checkpoint, name, _with_levels(job, name, format), job.threads)
+                write(writer.write_bytes, name, blocks.reshape(-1), writer.entries[name])
+                reports[name] = job.report(name, error, None, None)
+            done += checkpoint.entry(name).elements
+        if job.progress is not None:
+            job.progress(done, checkpoint.parameters, "")
+    return reports, tuple(writer.notes), writer.tensor_bytes
+
+
+def _with_levels(job: _Job, name: str, format: BlockFormat) -> BlockFormat:
+    vocabulary = (job.checkpoint.family.embedding, job.checkpoint.family.head)
+    return format if job.levels is None or name in vocabulary else replace(format, levels=job.levels)
+
+
+def is_own_output(out: Path) -> bool:
     """Whether `out` is a folder or file that quantlab quantized earlier, which a new run may replace."""
     try:
         if out.is_file():
@@ -155,43 +320,6 @@ def _report(checkpoint: Checkpoint, recipe: Recipe, name: str, format: BlockForm
     if recipe.format_by_name(name) is not None:
         note = f"rows of {shape[-1]} are no multiple of {BLOCK_SIZE}" if shape else "has no rows"
     return TensorReport(name, shape, checkpoint.entry(name).dtype.lower(), None, note)
-
-
-def _config(checkpoint: Checkpoint, recipe: Recipe, method: str) -> dict[str, Any]:
-    """The model's config.json with the recipe, and how it was applied, as its quantization_config."""
-    from importlib.metadata import version
-
-    provenance = {"method": method, "quantlab_version": version("quantlab")}
-    tying = {"tie_word_embeddings": checkpoint.tied}
-    return {**checkpoint.config, **tying, "quantization_config": {**recipe.to_config(), **provenance}}
-
-
-def _write_tensors(
-    checkpoint: Checkpoint,
-    writer: CheckpointWriter,
-    plan: dict[str, BlockFormat | None],
-    reports: list[TensorReport],
-    method: Method,
-    threads: int | None,
-    progress: Progress | None,
-) -> list[TensorReport]:
-    done, written = 0, []
-    with _write_behind() as write:
-        for (name, format), report in zip(plan.items(), reports, strict=True):
-            if progress is not None:
-                progress(done, checkpoint.parameters, name)
-            if format is None:
-                write(writer.copy, name, checkpoint)
-                report = replace(report, relative_error=0.0)
-            else:
-                blocks, error = method(checkpoint, name, format, threads)
-                write(writer.write_bytes, name, blocks.reshape(-1), writer.entries[name])
-                report = replace(report, relative_error=error)
-            written.append(report)
-            done += checkpoint.entry(name).elements
-    if progress is not None:
-        progress(done, checkpoint.parameters, "")
-    return written
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from quantlab.formats import BlockFormat
 from quantlab.quantization.stored import round_stored
 
 Progress = Callable[[int, int, str], None]  # (bytes done, bytes in all, the tensor at hand)
+FAR = 0.8  # relative error: two levels leave less of a tensor's own values, another tensor's are beyond 1
 MOST_FAULTS = 16  # listed of one tensor; the problem of the last tells how many more there are
 
 
@@ -42,7 +43,8 @@ class VerifyReport:
 def verify_checkpoint(
     model: str | Path, source: str | Path | None = None, *, progress: Progress | None = None
 ) -> VerifyReport:
-    """Check a model's files; with `source`, also that each tensor is the source's, rounded to nearest where packed.
+    """Check a model's files; with `source`, also that each tensor is the source's, rounded to nearest where packed, or
+    near it where a calibrated method chose the blocks.
 
     Args:
         model: folder, GGUF file or hub id.
@@ -138,10 +140,26 @@ def _source_faults(
         if differing.size:
             first = f"element {differing[0]} is {ours[differing[0]]:g}, in the source {theirs[differing[0]]:g}"
             yield Fault(name, None, f"{differing.size} elements differ from the source: {first}")
+    elif _is_calibrated(checkpoint):
+        error = _relative_error(checkpoint, name, original)
+        if error > FAR:
+            yield Fault(name, None, f"is not the source's tensor quantized: its relative error is {error:.2f}")
     else:
         expected = round_stored(original, name, format)[0].reshape(-1, format.block_bytes)
         differing = np.flatnonzero((expected != data.reshape(expected.shape)).any(axis=1))
         yield from _listed(name, differing, "is not what rounding the source to nearest gives")
+
+
+def _is_calibrated(checkpoint: Checkpoint) -> bool:
+    """Whether blocks depend on more than the source, so that they cannot be derived again."""
+    made = checkpoint.sidecar("quantization") or checkpoint.config.get("quantization_config") or {}
+    return made.get("method", "rtn") != "rtn"
+
+
+def _relative_error(checkpoint: Checkpoint, name: str, original: Checkpoint) -> float:
+    from quantlab.quantization.rtn import relative_error
+
+    return relative_error(original.read(name), checkpoint.read_packed(name))
 
 
 def _values(checkpoint: Checkpoint, name: str) -> np.ndarray:

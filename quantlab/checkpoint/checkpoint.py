@@ -127,6 +127,14 @@ class Checkpoint(ABC):
         """What reads parts of the tensor, if its bytes lie in the file as `read_bytes` gives them."""
         return None
 
+    def sidecar(self, name: str) -> dict[str, Any] | None:
+        """A JSON object that a writer kept beside the tensors (`CheckpointWriter`); None if there is none.
+
+        Raises:
+            InputError: it is there, and is no JSON object.
+        """
+        return None
+
     def no_such_tensor(self, name: str) -> InputError:
         """The error for a name that is not listed."""
         return InputError(f"{self.path}: holds no tensor {name}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 from quantlab.checkpoint.checkpoint import Checkpoint
 from quantlab.checkpoint.folder_writer import CHECKSUM_FILE
 from quantlab.checkpoint.gguf_checkpoint import GgufCheckpoint
@@ -39,3 +42,18 @@ def _of_gguf(checkpoint: GgufCheckpoint) -> dict[str, str]:
         raise InputError(f"{checkpoint.path}: metadata {CHECKSUMS!r} does not fit its {len(names)} tensors; damaged")
     starts = range(0, len(digits), CHECKSUM_DIGITS)
     return {name: digits[i : i + CHECKSUM_DIGITS] for name, i in zip(names, starts, strict=True)}
+
+
+def model_digest(checkpoint: Checkpoint) -> str:
+    """A hash of all weights and of the configuration: what was measured on one model is of use to no other."""
+    hasher = hashlib.sha256()
+    config = {key: value for key, value in checkpoint.config.items() if key not in _PASSING_KEYS}
+    hasher.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name in sorted(checkpoint.names):
+        entry = checkpoint.entry(name)
+        hasher.update(f"{name} {entry.dtype} {entry.shape}\n".encode())
+        hasher.update(checkpoint.read_bytes(name).data)
+    return hasher.hexdigest()[:CHECKSUM_DIGITS]
+
+
+_PASSING_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")

@@ -19,6 +19,7 @@ from quantlab.checkpoint.writer import CheckpointWriter, open_writer
 from quantlab.errors import InputError
 
 KINDS = ("gguf", "hf")
+SIDECARS = ("calibration",)
 _HALF_TYPES = {"float16": "F16", "bfloat16": "BF16"}  # config.json's word -> safetensors'
 
 Progress = Callable[[int, int, str], None]  # (bytes done, bytes in all, the tensor at hand)
@@ -63,8 +64,14 @@ def export_checkpoint(
     check_outside(checkpoint, out)
     check_shapes(checkpoint)
     entries = {name: _planned_entry(checkpoint, name) for name in checkpoint.names}
+    kept = {name: checkpoint.sidecar(name) for name in SIDECARS}
     with open_writer(
-        out, tuple(entries.values()), packed_config(checkpoint), companions=checkpoint, replace=overwrite
+        out,
+        tuple(entries.values()),
+        packed_config(checkpoint),
+        companions=checkpoint,
+        replace=overwrite,
+        sidecars={name: content for name, content in kept.items() if content is not None},
     ) as writer:
         _copy_tensors(checkpoint, writer, progress)
     size = sum(file.stat().st_size for file in out.rglob("*")) if out.is_dir() else out.stat().st_size
@@ -93,7 +100,8 @@ def packed_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """config.json with the recipe of a packed checkpoint, which a GGUF file keeps in its tensor list."""
     config = {**checkpoint.config, "tie_word_embeddings": checkpoint.tied}
     if checkpoint.recipe is not None and "quantization_config" not in config:
-        config["quantization_config"] = checkpoint.recipe.to_config()
+        made = checkpoint.sidecar("quantization") or {}  # how, as the writer of a GGUF file recorded it
+        config["quantization_config"] = {**made, **checkpoint.recipe.to_config()}
     return config
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,9 +52,10 @@ class FolderWriter(CheckpointWriter):
         *,
         companions: Checkpoint | None = None,
         replace: bool = False,
+        sidecars: Mapping[str, dict[str, Any]] | None = None,
         max_shard_bytes: int = MAX_SHARD_BYTES,
     ) -> None:
-        super().__init__(destination, entries, config, companions=companions, replace=replace)
+        super().__init__(destination, entries, config, companions=companions, replace=replace, sidecars=sidecars)
         self._max_shard_bytes = max_shard_bytes
         self._shards: list[_Shard] = []
         self._places: dict[str, tuple[_Shard, int]] = {}
@@ -78,6 +79,8 @@ class FolderWriter(CheckpointWriter):
             self._start(shard)
             stack.callback(os.close, shard.descriptor)
         self._write_json("config.json", self.config)
+        for name, content in self.sidecars.items():
+            self._write_json(f"{name}.json", content)
         if self.companions is not None:
             self._add_companions(self.companions)
 

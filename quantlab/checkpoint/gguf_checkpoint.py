@@ -17,6 +17,7 @@ from quantlab.checkpoint.gguf_architectures import head_counts
 from quantlab.checkpoint.gguf_config import config_of
 from quantlab.checkpoint.gguf_file import GgufEntry, GgufFile
 from quantlab.checkpoint.gguf_types import FLOAT_TYPES
+from quantlab.checkpoint.json_file import parse_json
 from quantlab.checkpoint.read_ahead import PartReader
 from quantlab.checkpoint.rope import ROPE_TENSORS
 from quantlab.checkpoint.tensors import TensorEntry, to_fp32
@@ -95,6 +96,18 @@ class GgufCheckpoint(Checkpoint):
 
     def read_stored(self, stored_name: str) -> np.ndarray:
         return self._holders[stored_name].read(stored_name)
+
+    def sidecar(self, name: str) -> dict[str, Any] | None:
+        text = self.metadata.get(f"quantlab.{name}")
+        if text is None:
+            return None
+        try:
+            value = parse_json(text.encode()) if isinstance(text, str) else None
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise InputError(f"{self.path}: metadata 'quantlab.{name}' is no JSON object; damaged")
+        return value
 
     def full_name(self, stored_name: str) -> str:
         return self.family.name_of_gguf(stored_name) or stored_name

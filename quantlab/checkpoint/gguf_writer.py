@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -141,6 +142,8 @@ class GgufWriter(CheckpointWriter):
             own["general.quantization_version"] = QUANTIZATION_VERSION
             own["general.quantized_by"] = "quantlab"
             own["quantlab.method"] = str(self.config["quantization_config"].get("method", ""))
+            own["quantlab.quantization"] = json.dumps(self.config["quantization_config"], sort_keys=True)
+        own |= {f"quantlab.{name}": json.dumps(content, sort_keys=True) for name, content in self.sidecars.items()}
         first = {"general.architecture": architecture["general.architecture"]}
         return {**first, **inherited, **own, **architecture, **self._tokenizer_metadata(rows)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,6 +69,10 @@ class HuggingFaceFolder(Checkpoint):
 
     def full_name(self, stored_name: str) -> str:
         return self.family.full_name(stored_name)
+
+    def sidecar(self, name: str) -> dict[str, Any] | None:
+        file = self.path / f"{name}.json"
+        return read_json(file) if file.is_file() else None
 
     def _lies_transposed(self, name: str) -> bool:
         entry = self._lookup(name)[1]

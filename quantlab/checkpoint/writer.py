@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -38,6 +38,7 @@ class CheckpointWriter(ABC):
         config: config.json, `quantization_config` included.
         companions: the checkpoint whose tokenizer, chat template and licence go along.
         replace: whether an existing destination may be replaced.
+        sidecars: JSON objects to keep beside the tensors, which `Checkpoint.sidecar` gives back by name.
 
     Attributes:
         tensor_bytes: of all tensors, as the destination stores them; known once the block is entered.
@@ -56,8 +57,10 @@ class CheckpointWriter(ABC):
         *,
         companions: Checkpoint | None = None,
         replace: bool = False,
+        sidecars: Mapping[str, dict[str, Any]] | None = None,
     ) -> None:
         self.destination, self.config, self.companions, self.replace = destination, config, companions, replace
+        self.sidecars = dict(sidecars or {})
         self.family = family_of(config, str(destination))
         self.entries = {entry.name: entry for entry in entries}
         assert len(self.entries) == len(entries), "tensor names repeat"
@@ -148,12 +151,13 @@ def open_writer(
     *,
     companions: Checkpoint | None = None,
     replace: bool = False,
+    sidecars: Mapping[str, dict[str, Any]] | None = None,
 ) -> CheckpointWriter:
     """A writer of a GGUF file if the destination ends in `.gguf`, else of a Hugging Face folder."""
     if destination.suffix == ".gguf":
         from quantlab.checkpoint.gguf_writer import GgufWriter
 
-        return GgufWriter(destination, entries, config, companions=companions, replace=replace)
+        return GgufWriter(destination, entries, config, companions=companions, replace=replace, sidecars=sidecars)
     from quantlab.checkpoint.folder_writer import FolderWriter
 
-    return FolderWriter(destination, entries, config, companions=companions, replace=replace)
+    return FolderWriter(destination, entries, config, companions=companions, replace=replace, sidecars=sidecars)

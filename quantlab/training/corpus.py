@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
-import re
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from quantlab.documents import DOCUMENT_END as DOCUMENT_END
+from quantlab.documents import read_documents as read_documents
+from quantlab.documents import read_text as read_text
 from quantlab.errors import InputError
 
-DOCUMENT_END = "<|endoftext|>"  # on a line of its own; GPT-2's convention for text files
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid"), "test": ("test",)}
 SUFFIXES = (".txt", ".txt.gz")
 
@@ -46,27 +45,6 @@ def open_corpus(path: Path) -> Corpus:
 def _first_file(folder: Path, names: Iterable[str]) -> Path | None:
     candidates = (folder / (name + suffix) for name in names for suffix in SUFFIXES)
     return next((file for file in candidates if file.is_file()), None)
-
-
-def read_documents(path: Path) -> list[str]:
-    """Split a UTF-8 text file (optionally gzipped) at lines that hold only `<|endoftext|>`.
-
-    Raises:
-        InputError: the file cannot be read, is not UTF-8, or holds no text.
-    """
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); convert it to UTF-8 first") from None
-    parts = re.split(rf"^{re.escape(DOCUMENT_END)}\r?$", text, flags=re.MULTILINE)
-    documents = [part.strip("\r\n") for part in parts if part.strip()]
-    if not documents:
-        raise InputError(f"{path}: holds no text")
-    return documents
 
 
 def token_stream(encoded: Iterable[list[int]], vocabulary_size: int, bos: int, eos: int) -> np.ndarray:

@@ -179,3 +179,24 @@ def test_the_source_must_be_a_float_model_of_the_same_kind(packed, llama_model, 
 def test_float_exports_verify_against_their_source(llama_model, tmp_path):
     export_checkpoint(llama_model, tmp_path / "float.gguf", "gguf")
     assert verify_checkpoint(tmp_path / "float.gguf", llama_model).ok
+
+
+def test_calibrated_blocks_need_only_be_near_the_source(llama_model, make_model, prose, tmp_path):
+    """They cannot be derived again; another model's are far away all the same. Through both kinds of file."""
+    from quantlab.calibration.calibrated import CalibrationOptions
+    from quantlab.calibration.samples import CalibrationRequest
+
+    options = CalibrationOptions(request=CalibrationRequest(prose, samples=16, length=64))
+    quantize_checkpoint(llama_model, tmp_path / "out", method="search", calibration=options)
+    export_checkpoint(tmp_path / "out", tmp_path / "out.gguf", "gguf")
+    export_checkpoint(tmp_path / "out.gguf", tmp_path / "back", "hf")
+    other = make_model(tmp_path / "other", "llama", seed=1)
+    for made in ("out", "out.gguf", "back"):
+        assert verify_checkpoint(tmp_path / made, llama_model).ok
+        faults = verify_checkpoint(tmp_path / made, other).faults
+        assert any(
+            "is not the source's tensor quantized: its relative error is 1." in fault.problem for fault in faults
+        )
+    records = [open_checkpoint(tmp_path / made).sidecar("calibration") for made in ("out", "out.gguf", "back")]
+    assert records[0] == records[1] == records[2]
+    assert records[0]["tokens"] > 512

@@ -157,6 +157,25 @@ def test_generated_text_is_on_stdout_and_its_speed_on_stderr(run: Run, quantized
     assert re.match(r"\[native engine: \d+ prompt tokens at \d+/s, \d+ generated at ", printed.err)
 
 
+def test_biases_and_penalties_reach_the_sampler(run: Run, quantized: Quantized) -> None:
+    """The command's tokens are the library's with the same parameters; a bias that forbids a token is kept to."""
+    arguments = ("generate", quantized.folder, "-p", "Once upon", "-n", 16, "--json")
+    plain = run(*arguments, "--temp", 0).json["token_ids"]
+    without = run(*arguments, "--temp", 0, "--logit-bias", f"{plain[0]}=-inf").json["token_ids"]
+    assert plain[0] not in without
+    penalties = ("--presence-penalty", 0.5, "--frequency-penalty", 0.25, "--repetition-penalty", 1.1)
+    others = ("--penalty-window", 9, "--logit-bias", "7=1.5", "--logit-bias", "300=-2")
+    found = run(*arguments, *penalties, *others).json["token_ids"]
+    params = quantlab.SamplingParams(
+        logit_bias={7: 1.5, 300: -2.0},
+        repetition_penalty=1.1,
+        presence_penalty=0.5,
+        frequency_penalty=0.25,
+        penalty_window=9,
+    )
+    assert found == list(quantlab.generate(quantized.folder, "Once upon", max_tokens=16, params=params).token_ids)
+
+
 def test_a_seed_gives_the_same_text_and_another_seed_another(run: Run, quantized: Quantized) -> None:
     """Generation is reproducible; what is drawn depends on the seed."""
     arguments = ("generate", quantized.folder, "-p", "Once upon", "-n", 24, "--temp", 1.5, "--json", "--seed")
@@ -255,6 +274,10 @@ def test_pretrain_reports_its_run(run: Run, prose: Path, tmp_path: Path) -> None
         (["generate", "model", "-p", "a", "--temp", "-1"], "temperature must be 0 or more"),
         (["generate", "model", "-p", "a", "--top-p", "1.5"], "top-p must be above 0 and at most 1"),
         (["generate", "model", "-p", "a", "--temp", "nan"], "temperature must be 0 or more"),
+        (["generate", "model", "-p", "a", "--frequency-penalty", "inf"], "frequency penalty must be finite"),
+        (["generate", "model", "-p", "a", "--logit-bias", "5"], "--logit-bias 5: expected ID=BIAS"),
+        (["generate", "model", "-p", "a", "--logit-bias", "x=1"], "--logit-bias x=1: expected ID=BIAS"),
+        (["generate", "model", "-p", "a", "--logit-bias", "5=nan"], "logit bias must be a number below infinity"),
         (["generate", "model", "-p", "a", "--seed", "-1"], "seed must be at least 0"),
         (["generate", "model", "-p", "a", "--engine", "steam"], "--engine steam: choose one of: auto, native, torch"),
         (["perplexity", "model", "text", "-t", "0"], "--threads 0: at least 1 is needed"),
@@ -363,6 +386,9 @@ def test_prompts_that_cannot_be_continued_are_refused(
         monkeypatch.setattr(sys, "stdin", stdin)
         assert refusal("generate", llama_model, "-p", "-") == "standard input is not UTF-8 text"
     assert "at least one token" in refusal("generate", llama_model, "-p", "a", "-n", 0)
+    assert "token id 512 is outside the vocabulary of 512" in refusal(
+        "generate", llama_model, "-p", "a", "--logit-bias", "512=1"
+    )
     assert "stop string is empty" in refusal("generate", llama_model, "-p", "a", "--stop", "")
 
 

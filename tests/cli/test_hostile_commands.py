@@ -44,7 +44,7 @@ def refusals(refusal: Callable[..., str], tmp_path_factory: pytest.TempPathFacto
             "inspect": [model],
             "generate": [model, "-p", "a"],
             "perplexity": [model, prose, "--context", 16],
-            "compare": [model, model, prose, "--context", 16],
+            "compare": [model, model, prose, "--context", 16, "--engine", "torch"],
             "quantize": [model, out / "folder"],
             "export": [model, out / "file.gguf", "--to", "gguf"],
         }

@@ -1,0 +1,244 @@
+"""Quantize block by block with the statistics of each block's own inputs, one block in memory at a time.
+
+`gptq` is sequential: statistics of a linear layer are taken with everything before it quantized already, within the
+block too, so that later layers make up for what earlier ones lost. `search` looks at one block of a row at a time, for
+which the float model's statistics from a single pass do.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from quantlab.calibration import collection
+from quantlab.calibration.activations import ActivationFile
+from quantlab.calibration.batches import Batch, batches_of
+from quantlab.calibration.samples import CalibrationSamples
+from quantlab.calibration.statistics_file import StatisticsParts
+from quantlab.calibration.streamed_model import StreamedModel
+from quantlab.calibration.vocabulary import embedding_rows, head_name, quantize_vocabulary
+from quantlab.calibration.work_folder import FinishedTensor, WorkFolder
+from quantlab.checkpoint import Checkpoint
+from quantlab.errors import InputError
+from quantlab.formats import BlockFormat
+from quantlab.quantization.methods import quantize_weight
+from quantlab.quantization.statistics import InputStatistics
+
+Progress = Callable[[int, int, str], None]
+Plan = Mapping[str, BlockFormat | None]
+
+VOCABULARY = "vocabulary"  # the step after the blocks
+
+
+@dataclass(frozen=True)
+class CalibratedMethod:
+    """How tensors are quantized: `options` go to `quantize_weight`, `levels` for linear layers of blocks alone; what
+    runs, runs in `dtype`; `where` begins the errors.
+    """
+
+    name: str
+    levels: int | None = None
+    threads: int = 1
+    dtype: torch.dtype = torch.float32
+    options: Mapping[str, Any] = field(default_factory=dict)
+    where: str = ""
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether layers see quantized predecessors."""
+        return self.name == "gptq"
+
+    def used(self, statistics: InputStatistics | None) -> InputStatistics | None:
+        """The part of `statistics` that the method uses."""
+        if statistics is None or self.is_sequential:
+            return statistics
+        return replace(statistics, second_moment=None, tiles=statistics.known_tiles())
+
+    def quantize(
+        self, name: str, weight: torch.Tensor, format: BlockFormat, statistics: InputStatistics | None
+    ) -> FinishedTensor:
+        """Quantize a linear weight, float32 [out, in]."""
+        result = quantize_weight(
+            weight,
+            format.name,
+            self.name,  # type: ignore[arg-type]
+            self.used(statistics),
+            name=f"{self.where}{name}",
+            levels=self.levels,
+            threads=self.threads,
+            **self.options,
+        )
+        return FinishedTensor(name, result.packed.blocks, result.relative_error, result.weighted_error, result.note)
+
+
+class BlockwiseQuantizer:
+    """Quantizes what `plan` gives a format, step by step: the blocks in order, then embedding, head and the rest.
+
+    Steps that `work` holds already are taken from there.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plan: Plan,
+        method: CalibratedMethod,
+        samples: CalibrationSamples,
+        work: WorkFolder,
+        statistics: StatisticsParts | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.checkpoint, self.plan, self.method, self.work, self.statistics = checkpoint, plan, method, work, statistics
+        self.batches: list[Batch] = batches_of(samples.windows, samples.length)
+        self.model = StreamedModel(checkpoint, method.dtype)
+        self._progress, self._done = progress, 0
+
+    def run(self) -> Iterator[FinishedTensor]:
+        """All quantized tensors, as they are finished.
+
+        Raises:
+            InputError: inputs or weights that are NaN or infinite, or what `quantize_weight` refuses.
+        """
+        first = next((i for i in range(self.model.blocks) if not self.work.is_done(_block_step(i))), self.model.blocks)
+        for index in range(first):
+            yield from self._finished(self.work.load(_block_step(index)))
+        if self.work.is_done(VOCABULARY):
+            yield from self._finished(self.work.load(VOCABULARY))
+            return
+        self._embed(first)
+        for index in range(first, self.model.blocks):
+            yield from self._finished(self._quantize_block(index))
+        yield from self._finished(self._quantize_rest())
+        self._say("writing")
+
+    def _finished(self, tensors: Sequence[FinishedTensor]) -> Iterator[FinishedTensor]:
+        for tensor in tensors:
+            self._done += int(np.prod(self.checkpoint.shape(tensor.name)))
+            yield tensor
+
+    def _say(self, note: str, within: int = 0) -> None:
+        if self._progress is not None:
+            self._progress(self._done + within, self.checkpoint.parameters, note)
+
+    def _embed(self, first: int) -> None:
+        """Write the first block's inputs; where `first` blocks are done, only learn how blocks are called."""
+        self._say("embedding")
+        start = len(self.batches) if first else 0
+        embedded = self.model.embed(self.batches, self._table, start)
+        if first:
+            for _ in embedded:
+                pass
+            return
+        with self._activations(0, create=True) as hidden, collection.one_thread_each():
+            self._check_disk(2 * hidden.nbytes)
+            for number, states in enumerate(embedded):
+                hidden.write(number, states)
+            hidden.sync()
+
+    def _check_disk(self, needed: int) -> None:
+        """Two blocks' activations lie on the disk at a time."""
+        free = shutil.disk_usage(self.work.path).free
+        if needed > free:
+            raise InputError(
+                f"{self.work.path}: activations need {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB free; "
+                "take fewer or shorter samples"
+            )
+
+    def _table(self, ids: np.ndarray) -> torch.Tensor:
+        """Rows of the embedding as the first block meets them."""
+        name = self.checkpoint.family.embedding
+        rows = embedding_rows(self.checkpoint, ids)
+        format = self.plan[name]
+        if format is None or not self.method.is_sequential:
+            return rows
+        searched = quantize_weight(rows, format.name, "search", None, name=name, threads=self.method.threads)
+        return searched.packed.dequantize()
+
+    def _activations(self, block: int, *, create: bool = False) -> ActivationFile:
+        path = self.work.activations(block)
+        return ActivationFile(path, self.batches, self.model.width, self.method.dtype, create=create)
+
+    def _quantize_block(self, index: int) -> list[FinishedTensor]:
+        self.model.load_block(index)
+        with self._activations(index) as hidden, self._activations(index + 1, create=True) as outputs:
+            groups = collection.input_groups(self.model, index, hidden.read(0))
+            finish = self._sequentially if self.method.is_sequential else self._in_one_pass
+            finished = finish(index, groups, hidden, outputs)
+            outputs.sync()
+        self.model.release(self.model.block_names(index))
+        self.work.save(_block_step(index), finished)
+        self.work.activations(index).unlink()
+        return finished
+
+    def _sequentially(
+        self, index: int, groups: list[list[str]], hidden: ActivationFile, outputs: ActivationFile
+    ) -> list[FinishedTensor]:
+        finished: list[FinishedTensor] = []
+        for group in groups:
+            if not any(self.plan[name] for name in group):
+                continue
+            self._say(self._place(index, group, "reading"), _weights(self.checkpoint, finished))
+            statistics = collection.collect_one(self.model, index, group[0], self.batches, hidden, self.method.threads)
+            self._keep(index, group, statistics)
+            for name in group:
+                format = self.plan[name]
+                if format is not None:
+                    self._say(self._place(index, [name], "fitting"), _weights(self.checkpoint, finished))
+                    finished.append(self._quantized(name, format, statistics))
+                    self.model.set_weight(name, format.dequantize(finished[-1].blocks))
+        self._say(self._place(index, ["outputs"], "computing"), _weights(self.checkpoint, finished))
+        collection.run_block(self.model, index, hidden, outputs, self.method.threads)
+        return finished
+
+    def _in_one_pass(
+        self, index: int, groups: list[list[str]], hidden: ActivationFile, outputs: ActivationFile
+    ) -> list[FinishedTensor]:
+        self._say(self._place(index, ["inputs"], "reading"))
+        found = collection.collect_all(self.model, index, groups, self.batches, hidden, outputs, self.method.threads)
+        finished: list[FinishedTensor] = []
+        for group in groups:
+            self._keep(index, group, found[group[0]])
+            for name in group:
+                format = self.plan[name]
+                if format is not None:
+                    self._say(self._place(index, [name], "fitting"), _weights(self.checkpoint, finished))
+                    finished.append(self._quantized(name, format, found[group[0]]))
+        return finished
+
+    def _quantized(self, name: str, format: BlockFormat, statistics: InputStatistics) -> FinishedTensor:
+        return self.method.quantize(name, self.checkpoint.read(name, torch.float32), format, statistics)
+
+    def _keep(self, index: int, group: Sequence[str], statistics: InputStatistics) -> None:
+        if self.statistics is not None:
+            self.statistics.add(_block_step(index), group, statistics)
+
+    def _place(self, index: int, names: Sequence[str], doing: str) -> str:
+        last = ", ".join(name.removesuffix(".weight").rpartition(".")[2] for name in names)
+        return f"block {index + 1} of {self.model.blocks}: {doing} {last}"
+
+    def _quantize_rest(self) -> list[FinishedTensor]:
+        """Embedding, head, and whatever else the plan names outside the blocks."""
+        self._say("embedding and head")
+        head, name = None, head_name(self.checkpoint)
+        if self.plan.get(name) is not None or self.statistics is not None:
+            with self._activations(self.model.blocks) as hidden:
+                head = collection.collect_head(
+                    self.model, name, self.batches, hidden, self.method.threads, full=self.method.is_sequential
+                )
+            if self.statistics is not None:
+                self.statistics.add(VOCABULARY, [name], head)
+        finished = list(quantize_vocabulary(self.checkpoint, self.plan, self.method, head))
+        self.work.save(VOCABULARY, finished)
+        return finished
+
+
+def _block_step(index: int) -> str:
+    return f"block-{index:04}"
+
+
+def _weights(checkpoint: Checkpoint, tensors: Sequence[FinishedTensor]) -> int:
+    return sum(int(np.prod(checkpoint.shape(tensor.name))) for tensor in tensors)

@@ -1,0 +1,228 @@
+"""A transformers model of which one block at a time has weights: for models that are larger than memory.
+
+The model is built on the meta device, so that masks, rotary embeddings and each family's own order of operations are
+transformers'. A forward pass through blocks that only note their arguments tells what each block is called with; then
+blocks get their weights one after the other, and activations go from block to block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from quantlab.calibration.batches import Batch
+from quantlab.checkpoint import Checkpoint
+from quantlab.errors import InputError
+from quantlab.loading import empty_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FINAL_NORM = "output_norm.weight"  # GGUF's name of the norm before the head, which all families share
+
+TableReader = Callable[[np.ndarray], torch.Tensor]  # token ids, ascending -> their rows of the embedding
+Note = Callable[[str, torch.Tensor], None]  # a linear weight's name, its inputs [windows, length, in]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a block is called with after the hidden states."""
+
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+
+class _ReachedError(Exception):
+    """Inputs that were asked for are there: the rest need not run."""
+
+    def __init__(self, inputs: torch.Tensor) -> None:
+        self.inputs = inputs
+
+
+class StreamedModel:
+    """Embedding, blocks and final norm of a checkpoint, computed in `dtype`; blocks get weights as they are needed.
+
+    What computes may be called from several threads at a time.
+
+    Attributes:
+        blocks: number of transformer blocks.
+        width: of the hidden states.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
+        self.checkpoint, self.dtype = checkpoint, dtype
+        self.model = empty_model(checkpoint).eval()
+        _fill_buffers(self.model)
+        self._stem = checkpoint.family.linear[0].partition(".*.")[0]
+        self._blocks: Any = self.model.get_submodule(self._stem)  # Any: an nn.ModuleList
+        self.blocks, self.width = len(self._blocks), int(self.model.config.get_text_config().hidden_size)
+        self._calls: dict[int, list[_Call]] = {}  # by length of the windows
+        self._notes = threading.local()
+        for index in range(self.blocks):
+            for name in self.linear_names(index):
+                self.model.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(self._hook(name))
+
+    def block_names(self, index: int) -> list[str]:
+        """The checkpoint's tensors of a block."""
+        prefix = f"{self._stem}.{index}."
+        return [name for name in self.checkpoint.names if name.startswith(prefix)]
+
+    def linear_names(self, index: int) -> list[str]:
+        """The linear weights of a block."""
+        return [name for name in self.block_names(index) if len(self.checkpoint.shape(name)) == 2]
+
+    def load_block(self, index: int) -> None:
+        """Give a block its weights.
+
+        Raises:
+            InputError: one of them is NaN or infinite, which would show as such inputs somewhere else.
+        """
+        for name in self.block_names(index):
+            self.set_weight(name, self._read(name))
+
+    def _read(self, name: str) -> torch.Tensor:
+        weight = self.checkpoint.read(name, torch.float32)
+        if not bool(weight.isfinite().all()):
+            raise InputError(f"{self.checkpoint.path}: {name}: holds NaN or infinity; the checkpoint is damaged")
+        return weight
+
+    def set_weight(self, name: str, weight: torch.Tensor) -> None:
+        """Replace a tensor; linear weights as [out, in]."""
+        module, leaf = self._owner(name)
+        value = weight.T if self.checkpoint.family.is_transposed(name) else weight
+        setattr(module, leaf, nn.Parameter(value.to(self.dtype).contiguous(), requires_grad=False))
+
+    def release(self, names: Sequence[str]) -> None:
+        """Drop weights."""
+        for name in names:
+            module, leaf = self._owner(name)
+            empty = torch.empty_like(getattr(module, leaf), device="meta")
+            setattr(module, leaf, nn.Parameter(empty, requires_grad=False))
+
+    def _owner(self, name: str) -> tuple[nn.Module, str]:
+        module_name, _, leaf = name.rpartition(".")
+        return self.model.get_submodule(module_name), leaf
+
+    def embed(self, batches: Sequence[Batch], table: TableReader, start: int = 0) -> Iterator[torch.Tensor]:
+        """The first block's inputs [windows, length, width] of each batch from the `start`-th on.
+
+        Learns on the way how blocks are called, so it must run before they do; of the embedding only rows in use are
+        read.
+        """
+        used = np.unique(np.concatenate([batch.ids.reshape(-1) for batch in batches]))
+        for name in self._outer_names():
+            self.set_weight(name, self._read(name))
+        self._set_table(table(used))
+        for batch in batches:
+            ids = torch.from_numpy(np.searchsorted(used, batch.ids))
+            if batch.shape[1] not in self._calls:
+                self._calls[batch.shape[1]] = self._learned_calls(ids[:1])
+        for batch in batches[start:]:
+            yield self._first_inputs(torch.from_numpy(np.searchsorted(used, batch.ids)))
+        self.release([self.checkpoint.family.embedding])
+
+    def _set_table(self, rows: torch.Tensor) -> None:
+        module, leaf = self._owner(self.checkpoint.family.embedding)
+        setattr(module, leaf, nn.Parameter(rows.to(self.dtype), requires_grad=False))
+
+    def _outer_names(self) -> list[str]:
+        """Tensors outside blocks, embedding and head: norms and position tables."""
+        family = self.checkpoint.family
+        names = (name for name in self.checkpoint.names if not name.startswith(f"{self._stem}."))
+        return [name for name in names if name not in (family.embedding, family.head)]
+
+    @torch.inference_mode()
+    def _learned_calls(self, ids: torch.Tensor) -> list[_Call]:
+        """From one window: masks and positions are alike for all of its length, and broadcast over batches."""
+        calls: list[_Call] = []
+
+        def note(hidden: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
+            calls.append(_Call(arguments, keywords))
+            return hidden
+
+        with _forwards_replaced(self._blocks, note):
+            self.model.base_model(input_ids=ids, use_cache=False)
+        assert len(calls) == self.blocks, "the model does not call every block once"
+        return calls
+
+    @torch.inference_mode()
+    def _first_inputs(self, ids: torch.Tensor) -> torch.Tensor:
+        def stop(hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+            raise _ReachedError(hidden)
+
+        with _forwards_replaced(self._blocks[:1], stop):
+            try:
+                self.model.base_model(input_ids=ids, use_cache=False)
+            except _ReachedError as reached:
+                return reached.inputs
+        raise AssertionError("the model runs without its first block")
+
+    @torch.inference_mode()
+    def forward_block(self, index: int, hidden: torch.Tensor, note: Note | None = None) -> torch.Tensor:
+        """A loaded block's outputs for inputs [windows, length, width]; `note` gets what each linear weight meets."""
+        call = self._calls[hidden.shape[1]][index]
+        self._notes.note = note
+        try:
+            output = self._blocks[index](hidden, *call.arguments, **call.keywords)
+        finally:
+            self._notes.note = None
+        return output[0] if isinstance(output, tuple) else output
+
+    def inputs_of(self, name: str, index: int, hidden: torch.Tensor) -> torch.Tensor:
+        """The inputs of one linear weight; what comes after it in the block does not run."""
+
+        def stop(met: str, inputs: torch.Tensor) -> None:
+            if met == name:
+                raise _ReachedError(inputs)
+
+        try:
+            self.forward_block(index, hidden, stop)
+        except _ReachedError as reached:
+            return reached.inputs
+        raise AssertionError(f"{name}: the block runs without it")
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        def meet(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+            note = getattr(self._notes, "note", None)
+            if note is not None:
+                note(name, arguments[0])
+
+        return meet
+
+    @torch.inference_mode()
+    def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The head's inputs."""
+        name = self.checkpoint.family.name_of_gguf(FINAL_NORM)
+        assert name is not None
+        return self._owner(name)[0](hidden)
+
+
+@contextlib.contextmanager
+def _forwards_replaced(blocks: Sequence[nn.Module], forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Blocks keep their attributes, which the model's loop reads, but compute `forward`."""
+    for block in blocks:
+        block.forward = forward
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _fill_buffers(model: PreTrainedModel) -> None:
+    """Compute what the model derives from its configuration (rotary frequencies, scales), as transformers' loader does
+    after it built a model on the meta device.
+    """
+    for module in model.modules():
+        if module._buffers:
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = torch.empty_like(buffer, device="cpu")
+            model._init_weights(module)

@@ -1,0 +1,187 @@
+"""One weight and its input statistics in, blocks out: the door to all quantizers that are functions of one tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from quantlab.errors import InputError
+from quantlab.formats import BlockFormat, PackedTensor, format_named
+from quantlab.native.quantizers import SecondMoment, weighted_squares
+from quantlab.quantization.gptq import damped_factor, feedback_blocks, in_fp32_range, processing_order
+from quantlab.quantization.refit import refit_blocks
+from quantlab.quantization.search import DAMPING, importance_of, search_blocks, search_by_column
+from quantlab.quantization.statistics import InputStatistics
+
+Method = Literal["rtn", "search", "gptq"]
+METHODS: tuple[Method, ...] = ("rtn", "search", "gptq")
+
+REFIT_ROUNDS = 2
+DESCENT_SWEEPS = 1
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """Blocks and how far they are from the weight W, with Q their decoded values.
+
+    `relative_error` is |W - Q| / |W| (Frobenius norms), `weighted_error` tr((W - Q) H (W - Q)^T) / tr(W H W^T) with H
+    the second moment of the inputs as far as the method uses it (`rtn` its diagonal, `search` its tiles if they are
+    known) or, without statistics, the identity; both are 0 for zero denominators. `note` states a fallback, if one was
+    taken.
+    """
+
+    packed: PackedTensor
+    note: str | None
+    relative_error: float
+    weighted_error: float
+
+
+def quantize_weight(
+    weight: torch.Tensor,
+    format: str,
+    method: Method,
+    statistics: InputStatistics | None,
+    *,
+    name: str = "tensor",
+    levels: int | None = None,
+    threads: int | None = None,
+    refit_rounds: int = REFIT_ROUNDS,
+    descent_sweeps: int = DESCENT_SWEEPS,
+) -> QuantizedWeight:
+    """Quantize float32 `weight` [out, in]; same arguments, same bytes, for any number of threads.
+
+    Args:
+        format: a block format's name.
+        method: `rtn` needs no statistics; `search` without any weighs columns alike; `gptq` needs the second moment.
+        statistics: of the inputs of this layer.
+        name: what errors call the tensor.
+        levels: how many codes to use, by default all of the format's.
+        threads: the most to use, by default one a core.
+        refit_rounds: of `gptq`: how often to solve for all scales of a row together, and then to improve codes.
+        descent_sweeps: of `gptq`: passes of coordinate descent over the codes after each refit.
+
+    Raises:
+        InputError: a shape that does not fit the format, NaN or infinity in the weight or in the statistics, statistics
+            of another shape, a scale beyond fp16, levels out of range.
+    """
+    chosen = _with_levels(format_named(format), levels)
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}; choose one of: {', '.join(METHODS)}")
+    nearest = chosen.quantize(weight, name)  # finds everything that is wrong with a weight
+    if statistics is not None:
+        statistics.check(weight.shape[1], name)
+    values = np.ascontiguousarray(weight.detach().to("cpu", torch.float32).numpy())
+    task = _Task(values, chosen, statistics, threads)
+    if method == "rtn":
+        return task.measured(nearest.blocks.cpu().numpy(), None)
+    note = task.reason_for_search() if method == "gptq" else None
+    if method == "search" or note is not None:
+        if method == "search" and statistics is not None and not bool(statistics.diagonal.any()):
+            note = "no activations seen: all columns weigh alike"
+        return task.searched(note)
+    return task.with_feedback(refit_rounds, descent_sweeps)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A checked weight, float32 [rows, columns], and what is known about its inputs."""
+
+    values: npt.NDArray[np.float32]
+    format: BlockFormat
+    statistics: InputStatistics | None
+    threads: int | None
+
+    def reason_for_search(self) -> str | None:
+        """Why error feedback cannot be had, if it cannot."""
+        if self.statistics is None or self.statistics.second_moment is None:
+            return "no second moment: search"
+        if not bool(self.statistics.diagonal.any()):
+            return "no activations seen: search"
+        return None
+
+    def with_feedback(self, rounds: int, sweeps: int) -> QuantizedWeight:
+        """Error feedback, then refits; or search, where that proves better."""
+        assert self.statistics is not None
+        assert self.statistics.second_moment is not None
+        moment = in_fp32_range(self.statistics.second_moment.detach().cpu().numpy())
+        importance = importance_of(self.statistics, self.values.shape[1])
+        try:
+            factor, share = damped_factor(moment, processing_order(importance), self.threads)
+        except ArithmeticError:
+            return self.searched("second moment not positive definite: search")
+        blocks = feedback_blocks(self.values, self.format, factor, self.threads)
+        del factor  # as large as the moment
+        damping = share * float(moment.diagonal().mean(dtype=np.float64))
+        damped = SecondMoment(moment, damping, threads=self.threads)
+        refit_blocks(self.values, self.format, damped, blocks, rounds=rounds, sweeps=sweeps, threads=self.threads)
+        weighted, plain = self._squares(damped, damping, blocks)
+        by_column = search_by_column(self.values, self.format, self.statistics, self.threads)
+        if weighted > self._squares(damped, damping, by_column)[0]:
+            return self.searched("error feedback was worse: search")
+        whole, whole_plain = self._squares(damped, damping, None)
+        packed = PackedTensor(torch.from_numpy(blocks), self.format)
+        relative = _ratio(plain, whole_plain) ** 0.5
+        return QuantizedWeight(packed, self._feedback_note(share), relative, _ratio(weighted, whole))
+
+    def searched(self, note: str | None) -> QuantizedWeight:
+        """The result of search with all that is known."""
+        blocks = search_blocks(self.values, self.format, self.statistics, self.threads)
+        return self.measured(blocks, note, by_tiles=True)
+
+    def measured(self, blocks: npt.NDArray[np.uint8], note: str | None, *, by_tiles: bool = False) -> QuantizedWeight:
+        """The result of `blocks`, its errors weighted by column or, if they are known, by tiles."""
+        known = self.statistics.known_tiles() if by_tiles and self.statistics is not None else None
+        importance = importance_of(self.statistics, self.values.shape[1]).astype(np.float64)
+        tiles = None if known is None else known.detach().cpu().numpy().astype(np.float64)
+        packed = PackedTensor(torch.from_numpy(blocks), self.format)
+        sums = np.zeros(4)  # of squared errors and weights, weighted and plain
+        step = max(1, (1 << 20) // self.values.shape[1])  # rows at a time: memory stays flat
+        for start in range(0, len(self.values), step):
+            original = self.values[start : start + step].astype(np.float64)
+            errors = original - self.format.dequantize(packed.blocks[start : start + step]).numpy()
+            pair = (errors, original)
+            sums[:2] += [_weighted(rows, importance, tiles) for rows in pair]
+            sums[2:] += [(rows**2).sum() for rows in pair]
+        return QuantizedWeight(packed, note, _ratio(sums[2], sums[3]) ** 0.5, max(0.0, _ratio(sums[0], sums[1])))
+
+    def _squares(
+        self, damped: SecondMoment, damping: float, blocks: npt.NDArray[np.uint8] | None
+    ) -> tuple[float, float]:
+        """tr(X H X^T) with H as it was before damping, and |X|^2: of the errors of `blocks`, or of the weight."""
+        sums = weighted_squares(self.format.name, self.values, damped, blocks, threads=self.threads).sum(axis=0)
+        return max(0.0, float(sums[0] - damping * sums[1])), float(sums[1])
+
+    def _feedback_note(self, share: float) -> str | None:
+        assert self.statistics is not None
+        notes = []
+        if share > DAMPING:
+            notes.append(f"second moment nearly singular: damped by {share:.0%}")
+        if self.statistics.tokens < self.values.shape[1]:
+            notes.append(f"{self.statistics.tokens} calibration tokens for {self.values.shape[1]} inputs")
+        return "; ".join(notes) or None
+
+
+def _weighted(
+    rows: npt.NDArray[np.float64], importance: npt.NDArray[np.float64], tiles: npt.NDArray[np.float64] | None
+) -> float:
+    if tiles is None:
+        return float((rows**2).sum(axis=0) @ importance)
+    blocks = rows.reshape(len(rows), len(tiles), -1).transpose(1, 0, 2)  # [blocks, rows, 32]
+    return float((blocks @ tiles * blocks).sum())
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole > 0 else 0.0
+
+
+def _with_levels(format: BlockFormat, levels: int | None) -> BlockFormat:
+    if levels is None:
+        return format
+    fewest = 3 if format.code_bits == 8 else 2
+    if not fewest <= levels <= format.levels:
+        raise InputError(f"{format.name} cannot use {levels} levels; choose {fewest} to {format.levels}")
+    return replace(format, levels=levels)

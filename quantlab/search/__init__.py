@@ -1,0 +1,1 @@
+"""Searches whose objective is a measurement: which tensor gets how many bits."""

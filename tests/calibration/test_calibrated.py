@@ -1,0 +1,482 @@
+"""Calibrated quantization from end to end: which statistics it uses, that it resumes to the same bytes, its records."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from quantlab import InputError, load_model, open_checkpoint, quantize_checkpoint
+from quantlab.calibration import blockwise
+from quantlab.calibration.activations import ActivationFile
+from quantlab.calibration.calibrated import CalibrationOptions
+from quantlab.calibration.fingerprint import overlap
+from quantlab.calibration.quantize import QuantizeReport
+from quantlab.calibration.samples import CalibrationRequest, open_calibration
+from quantlab.formats import FORMATS
+
+FAMILIES = ("llama", "gpt2", "mistral", "qwen2", "qwen3", "gpt_neox", "phi3", "gemma2", "gemma3_text")
+METHODS = ("search", "gptq")
+
+
+@pytest.fixture(scope="module")
+def request_() -> CalibrationRequest:
+    prose = Path(__file__).parents[1] / "data" / "prose.txt"
+    return CalibrationRequest(prose, samples=24, length=64)
+
+
+@pytest.fixture
+def quantize(request_):
+    """A function (model, out, method, calibration options ..., quantize options) -> report."""
+
+    def run(model: Path, out: Path, method: str = "gptq", *, threads: int = 1, **options) -> QuantizeReport:
+        own = {key: options.pop(key) for key in list(options) if key in CalibrationOptions.__dataclass_fields__}
+        if "statistics" not in own:
+            own.setdefault("request", request_)
+        calibration = CalibrationOptions(**own)
+        return quantize_checkpoint(model, out, method=method, calibration=calibration, threads=threads, **options)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def untied(make_model, tmp_path_factory) -> Path:
+    return make_model(tmp_path_factory.mktemp("untied"), "llama", tied=False)
+
+
+def spread(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refusal(quantize, *arguments, **options) -> str:
+    with pytest.raises(InputError) as error:
+        quantize(*arguments, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+class Killed(BaseException):
+    """Stands for a signal."""
+
+
+def kill_at(note: str):
+    """A progress callback that dies once `note` is reported."""
+
+    def progress(done: int, total: int, said: str) -> None:
+        if said.startswith(note):
+            raise Killed
+
+    return progress
+
+
+# What comes out.
+
+
+@torch.inference_mode()
+def output_error(model, twin, windows: torch.Tensor) -> float:
+    """Mean squared difference of logits."""
+    return float((model(windows).logits - twin(windows).logits).square().mean())
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_quantized_better_with_each_method(family, tied, make_model, quantize, request_, tmp_path):
+    """On the text that it was calibrated with, at three levels, where differences are large."""
+    model = make_model(tmp_path / "model", family, tied=tied)
+    samples = open_calibration(open_checkpoint(model), request_)
+    windows = torch.tensor([window for window in samples.windows if len(window) == 64])
+    original, errors = load_model(model), {}
+    quantize_checkpoint(model, tmp_path / "rtn", levels=4)
+    errors["rtn"] = output_error(original, load_model(tmp_path / "rtn"), windows)
+    for method in METHODS:
+        report = quantize(model, tmp_path / method, method, levels=4)
+        errors[method] = output_error(original, load_model(tmp_path / method), windows)
+        assert {tensor.note for tensor in report.tensors} == {None}
+        packed = [tensor for tensor in report.tensors if tensor.format in FORMATS]
+        assert all(0 < tensor.weighted_error < 1 and 0 < tensor.relative_error < 1 for tensor in packed)
+    assert errors["search"] < 0.8 * errors["rtn"]
+    assert errors["gptq"] < 0.95 * errors["search"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sizes_and_shapes_are_those_of_rounding(untied, method, quantize, tmp_path):
+    rounded = quantize_checkpoint(untied, tmp_path / "rtn", recipe="q4_1-mixed")
+    report = quantize(untied, tmp_path / "out", method, recipe="q4_1-mixed")
+    assert (report.bytes, report.bits_per_weight) == (rounded.bytes, rounded.bits_per_weight)
+    plans = [[(t.name, t.shape, t.format) for t in each.tensors] for each in (report, rounded)]
+    assert plans[0] == plans[1]
+    theirs, ours = load_file(tmp_path / "rtn" / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    for tensor in report.tensors:
+        assert torch.equal(theirs[tensor.name], ours[tensor.name]) == (tensor.format == "f32")
+
+
+@torch.inference_mode()
+def hooked_moments(model, windows) -> dict[str, torch.Tensor]:
+    """E[x x^T] of every linear layer's inputs, a window at a time."""
+    totals: dict[str, torch.Tensor] = {}
+
+    def hook(name: str):
+        def add(module, arguments) -> None:
+            rows = arguments[0][0].to(torch.float64)
+            totals[name] = totals.get(name, 0) + rows.T @ rows
+
+        return add
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(hook(f"{name}.weight"))
+    for window in windows:
+        model(input_ids=torch.tensor([window]), use_cache=False)
+    return {name: total / sum(map(len, windows)) for name, total in totals.items()}
+
+
+def saved_statistics(path: Path) -> dict[str, torch.Tensor]:
+    with safe_open(path, framework="pt") as file:
+        layers = json.loads(file.metadata()["layers"])
+        return {name: file.get_tensor(key) for name, key in layers.items()}
+
+
+def test_gptq_sees_every_layer_behind_its_quantized_predecessors(untied, quantize, request_, tmp_path):
+    """The finished model, run as a whole, has the second moments that it was quantized with."""
+    quantize(untied, tmp_path / "out", "gptq", levels=4, statistics_out=tmp_path / "statistics.safetensors")
+    windows = open_calibration(open_checkpoint(untied), request_).windows
+    expected = hooked_moments(load_model(tmp_path / "out"), windows)
+    original = hooked_moments(load_model(untied), windows)
+    found = saved_statistics(tmp_path / "statistics.safetensors")
+    assert set(found) == set(expected)
+    for name, moment in found.items():
+        scale = float(expected[name].diagonal().mean())
+        torch.testing.assert_close(moment.double(), expected[name], rtol=1e-4, atol=1e-4 * scale)
+        assert not torch.allclose(moment.double(), original[name], rtol=1e-3, atol=1e-3 * scale)
+
+
+def test_search_sees_the_float_model(untied, quantize, request_, tmp_path):
+    quantize(untied, tmp_path / "out", "search", statistics_out=tmp_path / "statistics.safetensors")
+    expected = hooked_moments(load_model(untied), open_calibration(open_checkpoint(untied), request_).windows)
+    found = saved_statistics(tmp_path / "statistics.safetensors")
+    assert set(found) == set(expected)
+    for name, tiles in found.items():
+        blocks = torch.arange(expected[name].shape[0]).reshape(-1, 32)
+        parts = torch.stack([expected[name][part][:, part] for part in blocks])
+        torch.testing.assert_close(tiles.double(), parts, rtol=1e-4, atol=1e-6)
+
+
+def test_parts_of_a_large_matrix_give_the_whole(llama_model, quantize, monkeypatch, tmp_path):
+    """Embedding and head are quantized some rows at a time; bytes and errors are those of all at once."""
+    from quantlab.calibration import vocabulary
+
+    whole = quantize(llama_model, tmp_path / "whole", uniform=True)
+    monkeypatch.setattr(vocabulary, "PART", 64 * 100)
+    parts = quantize(llama_model, tmp_path / "parts", uniform=True)
+    assert spread(tmp_path / "whole") == spread(tmp_path / "parts")
+    for one, other in zip(whole.tensors, parts.tensors, strict=True):
+        assert one.relative_error == pytest.approx(other.relative_error, rel=1e-5)
+        assert one.weighted_error is None or one.weighted_error == pytest.approx(other.weighted_error, rel=1e-4)
+    assert whole.tensors[0].weighted_error > 0
+
+
+# The same bytes, whatever happens.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_threads_do_not_change_the_bytes(llama_model, method, quantize, tmp_path):
+    for threads in (1, 3):
+        quantize(llama_model, tmp_path / f"{threads}", method, threads=threads)
+    assert spread(tmp_path / "1") == spread(tmp_path / "3")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("note", ["block 1 of 2: fitting o_proj", "block 2 of 2: reading", "embedding and head"])
+def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(llama_model, method, note, quantize, tmp_path):
+    options = {"method": method, "statistics_out": tmp_path / "first.safetensors"}
+    quantize(llama_model, tmp_path / "first", **options)
+    options["statistics_out"] = tmp_path / "second.safetensors"
+    with pytest.raises(Killed):
+        quantize(llama_model, tmp_path / "second", **options, progress=kill_at(note))
+    assert not (tmp_path / "second").exists()
+    work = tmp_path / "second.quantizing"
+    assert (work / "block-0000.safetensors").exists() == (not note.startswith("block 1"))
+    reports: list[str] = []
+    report = quantize(
+        llama_model, tmp_path / "second", **options, resume=True, progress=lambda *call: reports.append(call[2])
+    )
+    assert any(said.startswith("block 1") for said in reports) == note.startswith("block 1")
+    assert spread(tmp_path / "first") == spread(tmp_path / "second")
+    assert (tmp_path / "first.safetensors").read_bytes() == (tmp_path / "second.safetensors").read_bytes()
+    assert not work.exists()
+    again = quantize(llama_model, tmp_path / "third", method)
+    assert report.tensors == again.tensors
+
+
+def test_a_kill_after_the_last_step_needs_no_model(llama_model, quantize, monkeypatch, tmp_path):
+    """All tensors are there; only the destination has to be written."""
+    quantize(llama_model, tmp_path / "first")
+
+    def fail(*_) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("quantlab.checkpoint.folder_writer.FolderWriter._finish", fail)
+        with pytest.raises(Killed):
+            quantize(llama_model, tmp_path / "second")
+    with monkeypatch.context() as patch:
+        patch.setattr(blockwise.BlockwiseQuantizer, "_embed", fail)
+        quantize(llama_model, tmp_path / "second", resume=True)
+    assert spread(tmp_path / "first") == spread(tmp_path / "second")
+
+
+def test_unfinished_work_is_not_lost_by_accident(llama_model, quantize, tmp_path):
+    out, work = tmp_path / "out", tmp_path / "out.quantizing"
+    with pytest.raises(Killed):
+        quantize(llama_model, out, progress=kill_at("block 2"))
+    before = spread(work)
+    message = refusal(quantize, llama_model, out)
+    assert message == f"{work}: holds unfinished work; pass --resume to go on with it, or delete the folder"
+    assert spread(work) == before
+    quantize(llama_model, out, overwrite=True)
+    assert not work.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        ({"format": "q5_1"}, "recipe "),
+        ({"method": "search"}, "method "),
+        ({"levels": 8}, "method_options "),
+        ({"method_options": {"refit_rounds": 0}}, "method_options "),
+        ({"request": CalibrationRequest(length=64)}, "calibration "),
+        ({"statistics_out": Path("statistics.safetensors")}, "statistics_out false, now it is true"),
+    ],
+)
+def test_work_of_other_options_is_not_gone_on_with(llama_model, options, difference, quantize, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Killed):
+        quantize(llama_model, tmp_path / "out", progress=kill_at("block 2"))
+    message = refusal(quantize, llama_model, tmp_path / "out", resume=True, **options)
+    begin = f"{tmp_path / 'out.quantizing'}: the unfinished work was begun with "
+    assert message.startswith(begin + difference)
+    assert message.endswith("; give the same options, or delete the folder")
+
+
+def test_work_on_another_model_is_not_gone_on_with(llama_model, make_model, quantize, tmp_path):
+    with pytest.raises(Killed):
+        quantize(llama_model, tmp_path / "out", progress=kill_at("block 2"))
+    other = make_model(tmp_path / "other", "llama", seed=1)
+    assert "was begun with model " in refusal(quantize, other, tmp_path / "out", resume=True)
+
+
+def test_nothing_to_resume_is_a_note(llama_model, quantize, tmp_path):
+    report = quantize(llama_model, tmp_path / "out", resume=True)
+    assert report.notes == (f"nothing to resume: {tmp_path / 'out.quantizing'} holds no unfinished work; began anew",)
+
+
+# What the output says of itself.
+
+
+def test_a_folder_tells_how_it_was_made(llama_model, quantize, request_, tmp_path):
+    quantize(llama_model, tmp_path / "out", "gptq", levels=8, method_options={"refit_rounds": 1})
+    samples = open_calibration(open_checkpoint(llama_model), request_)
+    told = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert (told["method"], told["levels"], told["refit_rounds"]) == ("gptq", 8, 1)
+    assert told["calibration"] == samples.provenance()
+    assert told["calibration"]["hash"] == samples.digest()
+    record = open_checkpoint(tmp_path / "out").sidecar("calibration")
+    assert overlap(record["fingerprint"], samples.windows) == 1
+    assert str(tmp_path) not in (tmp_path / "out" / "config.json").read_text()
+
+
+def test_so_does_a_gguf_file_which_holds_the_same_blocks(llama_model, quantize, request_, tmp_path):
+    quantize(llama_model, tmp_path / "out", "search")
+    quantize(llama_model, tmp_path / "out.gguf", "search")
+    folder, file = open_checkpoint(tmp_path / "out"), open_checkpoint(tmp_path / "out.gguf")
+    for name in folder.names:
+        assert torch.equal(folder.read(name), file.read(name))
+    assert file.sidecar("calibration") == folder.sidecar("calibration")
+    fields = gguf.GGUFReader(tmp_path / "out.gguf").fields
+    assert fields["quantlab.method"].contents() == "search"
+    assert json.loads(fields["quantlab.quantization"].contents()) == folder.config["quantization_config"]
+
+
+def test_progress_counts_weights(llama_model, quantize, tmp_path):
+    calls: list[tuple[int, int, str]] = []
+    report = quantize(llama_model, tmp_path / "out", progress=lambda *call: calls.append(call))
+    done, totals, _ = zip(*calls, strict=True)
+    assert list(done) == sorted(done)
+    assert set(totals) == {report.parameters}
+    assert 0.4 * report.parameters < done[-1] <= report.parameters
+
+
+# Saved statistics.
+
+
+@pytest.fixture
+def saved(untied, quantize, tmp_path):
+    def save(method: str) -> Path:
+        path = tmp_path / f"{method}.safetensors"
+        quantize(untied, tmp_path / f"{method}-made", method, statistics_out=path)
+        return path
+
+    return save
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_saved_statistics_give_the_same_blocks_without_running_the_model(untied, method, saved, quantize, tmp_path):
+    path = saved(method)
+    report = quantize(untied, tmp_path / "out", method, statistics=path)
+    first = load_file(tmp_path / f"{method}-made" / "model.safetensors")
+    again = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    told = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["calibration"]
+    assert told["statistics_of"] == method
+    assert report.notes == ()
+
+
+def test_statistics_of_gptq_serve_search_but_not_the_other_way(untied, saved, quantize, tmp_path):
+    full, diagonals = saved("gptq"), saved("search")
+    report = quantize(untied, tmp_path / "out", "search", statistics=full)
+    assert all(tensor.weighted_error for tensor in report.tensors if tensor.format in FORMATS)
+    message = refusal(quantize, untied, tmp_path / "none", "gptq", statistics=diagonals)
+    expected = "holds parts of second moments, and gptq needs whole ones; collect with --method gptq --statistics-out"
+    assert message == f"{diagonals}: {expected}"
+
+
+def test_statistics_of_another_model_are_refused(make_model, saved, quantize, tmp_path):
+    path, other = saved("search"), make_model(tmp_path / "other", "llama", tied=False, seed=1)
+    message = refusal(quantize, other, tmp_path / "none", "search", statistics=path)
+    assert message == f"{path}: statistics of another model than {other}; collect them again"
+
+
+def test_what_holds_no_statistics(untied, quantize, tmp_path):
+    path = untied / "model.safetensors"
+    message = refusal(quantize, untied, tmp_path / "none", "search", statistics=path)
+    assert message == f"{path}: holds no statistics of quantlab's version 1"
+
+
+def test_an_existing_statistics_file_is_not_overwritten(untied, saved, quantize, tmp_path):
+    path = saved("search")
+    message = refusal(quantize, untied, tmp_path / "none", "search", statistics_out=path)
+    assert message == f"{path}: exists already; choose another name"
+
+
+# Refusals and fallbacks.
+
+
+def copy_of(model: Path, folder: Path, change) -> Path:
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight", "model.norm.weight"]
+)
+def test_damaged_weights_are_named(llama_model, method, name, quantize, tmp_path):
+    def damage(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name].view(-1)[7] = float("nan")
+
+    model = copy_of(llama_model, tmp_path / "model", damage)
+    message = refusal(quantize, model, tmp_path / "out", method)
+    assert message == f"{model}: {name}: holds NaN or infinity; the checkpoint is damaged"
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out.quantizing").exists() == ("layers.1" in name)  # the first block was finished by then
+
+
+def test_layers_that_see_nothing_fall_back_and_say_so(llama_model, quantize, tmp_path):
+    """A norm of zeros: the feed-forward layers of the second block get no inputs at all."""
+
+    def silence(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.1.post_attention_layernorm.weight"].zero_()
+
+    model = copy_of(llama_model, tmp_path / "model", silence)
+    report = quantize(model, tmp_path / "out", "gptq")
+    notes = {tensor.name: tensor.note for tensor in report.tensors if tensor.note}
+    silent = {f"model.layers.1.mlp.{kind}_proj.weight" for kind in ("gate", "up", "down")}
+    assert set(notes) == silent
+    assert all(note.startswith("no activations seen") for note in notes.values())
+    assert torch.isfinite(load_model(tmp_path / "out")(torch.arange(64)[None]).logits).all()
+
+
+def test_constant_inputs_are_damped(llama_model, quantize, tmp_path):
+    """Weights of zero and a bias: a second moment of rank one."""
+
+    def flatten(tensors: dict[str, torch.Tensor]) -> None:
+        for name in ("q_proj", "k_proj", "v_proj"):
+            tensors[f"model.layers.0.self_attn.{name}.weight"].zero_()
+
+    model = copy_of(llama_model, tmp_path / "model", flatten)
+    quantize(model, tmp_path / "out", "gptq")
+    assert torch.isfinite(load_model(tmp_path / "out")(torch.arange(64)[None]).logits).all()
+
+
+def test_a_disk_that_is_too_small_is_told_at_once(llama_model, quantize, monkeypatch, tmp_path):
+    monkeypatch.setattr(ActivationFile, "nbytes", 10**18)
+    message = refusal(quantize, llama_model, tmp_path / "out")
+    assert message.startswith(f"{tmp_path / 'out.quantizing'}: activations need 2000000000.00 GB, and the disk has ")
+    assert message.endswith(" GB free; take fewer or shorter samples")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_infinite_activations_are_named(llama_model, quantize, tmp_path):
+    def inflate(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.0.mlp.up_proj.weight"].mul_(1e30)
+        tensors["model.layers.0.mlp.gate_proj.weight"].mul_(1e30)
+
+    model = copy_of(llama_model, tmp_path / "model", inflate)
+    message = refusal(quantize, model, tmp_path / "out", "gptq", recipe=str(recipe_of(tmp_path)))
+    assert "its inputs are NaN or infinite on the calibration text" in message
+    assert message.startswith("model.layers.0.mlp.down_proj.weight: ")
+
+
+def recipe_of(folder: Path) -> Path:
+    """Leaves alone what cannot be packed."""
+    path = folder / "recipe.yaml"
+    path.write_text("rules:\n  - ['*gate_proj.weight', null]\n  - ['*up_proj.weight', null]\nbase: q4_1\n")
+    return path
+
+
+NONE = "method rtn uses none; choose --method search or gptq"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "rtn"}, "--calibration: " + NONE),
+        ({"method": "rtn", "request": None, "resume": True}, "--resume: " + NONE),
+        ({"dtype": "float8"}, "--calibration-dtype float8: choose one of: float32, bfloat16"),
+        (
+            {"statistics": Path("x"), "request": CalibrationRequest()},
+            "--statistics replaces --calibration and --statistics-out; give one or the other",
+        ),
+        ({"statistics": Path("none.safetensors")}, "none.safetensors: cannot be opened: No such file or directory"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_go_together(llama_model, options, message, quantize, tmp_path):
+    assert refusal(quantize, llama_model, tmp_path / "out", **options) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_writer_refuses_is_refused_before_the_work(llama_model, quantize, monkeypatch, tmp_path):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(blockwise.BlockwiseQuantizer, "run", None)
+    message = refusal(quantize, llama_model, tmp_path / "out")
+    assert message == f"{tmp_path / 'out'}: exists already; choose another name or pass --overwrite"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_bfloat16_is_computed_in_on_request(llama_model, quantize, tmp_path):
+    quantize(llama_model, tmp_path / "full", "search", statistics_out=tmp_path / "full.safetensors")
+    quantize(llama_model, tmp_path / "half", "search", dtype="bfloat16", statistics_out=tmp_path / "half.safetensors")
+    full, half = saved_statistics(tmp_path / "full.safetensors"), saved_statistics(tmp_path / "half.safetensors")
+    for name in full:
+        assert not torch.equal(full[name], half[name])
+        squares = full[name].diagonal(dim1=1, dim2=2)
+        torch.testing.assert_close(full[name], half[name], rtol=0.1, atol=0.05 * float(squares.mean()))

@@ -1,0 +1,99 @@
+"""`--method learned` from the original model to the written one: better than its start, resumed, refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from quantlab import InputError, open_checkpoint, quantize_checkpoint
+from quantlab.calibration.calibrated import CalibrationOptions
+from quantlab.calibration.learned import LearnSettings
+from quantlab.calibration.samples import CalibrationRequest
+
+PROSE = Path(__file__).parents[1] / "data" / "prose.txt"
+SETTINGS = LearnSettings(steps=6, step_tokens=128)
+
+
+class Killed(BaseException):
+    """Stands for a signal."""
+
+
+def learn(model: Path, out: Path, *, settings: LearnSettings = SETTINGS, progress=None, statistics=None, **options):
+    resume = options.pop("resume", False)
+    request = None if statistics else CalibrationRequest(PROSE, samples=16, length=64)
+    calibration = CalibrationOptions(request=request, resume=resume, statistics=statistics)
+    return quantize_checkpoint(
+        model,
+        out,
+        method="learned",
+        calibration=calibration,
+        learning=settings,
+        threads=1,
+        progress=progress,
+        **options,
+    )
+
+
+def kill_at(note: str):
+    def progress(done: int, total: int, said: str) -> None:
+        assert 0 <= done <= total
+        if said.startswith(note):
+            raise Killed
+
+    return progress
+
+
+def content(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    return {file.name: file.read_bytes() for file in files}
+
+
+def test_it_is_gptq_with_other_scales(llama_model, tmp_path):
+    report = learn(llama_model, tmp_path / "learned")
+    quantize_checkpoint(
+        llama_model,
+        tmp_path / "gptq",
+        method="gptq",
+        calibration=CalibrationOptions(request=CalibrationRequest(PROSE, samples=16, length=64)),
+        threads=1,
+    )
+    learned, start = open_checkpoint(tmp_path / "learned"), open_checkpoint(tmp_path / "gptq")
+    assert learned.config["quantization_config"]["method"] == "learned"
+    assert learned.config["quantization_config"]["after"] == "gptq"
+    assert {n: learned.format(n) for n in learned.names} == {n: start.format(n) for n in start.names}
+    assert any(
+        learned.read_packed(n).blocks.ne(start.read_packed(n).blocks).any()
+        for n in learned.names
+        if learned.format(n) is not None
+    )
+    (said,) = [note for note in report.notes if note.startswith("learned:")]
+    before, after = (float(word) for word in said.split()[-3::2])
+    assert after < before
+    assert report.bytes == sum(learned.entry(name).nbytes for name in learned.names)
+    assert all(0 < t.relative_error < 0.5 for t in report.tensors if t.format in ("q4_1", "q8_0"))
+    assert not (tmp_path / "learned.quantizing").exists()
+
+
+@pytest.mark.parametrize("note", ["block 2", "learning scales"])
+def test_a_killed_run_is_resumed_to_the_same_bytes(llama_model, tmp_path, note):
+    with pytest.raises(Killed):
+        learn(llama_model, tmp_path / "out.gguf", progress=kill_at(note))
+    assert not (tmp_path / "out.gguf").exists()
+    with pytest.raises(InputError, match="holds unfinished work; pass --resume"):
+        learn(llama_model, tmp_path / "out.gguf")
+    with pytest.raises(InputError, match="the unfinished work was begun with learning"):
+        learn(llama_model, tmp_path / "out.gguf", settings=LearnSettings(steps=7, step_tokens=128), resume=True)
+    learn(llama_model, tmp_path / "out.gguf", resume=True)
+    (tmp_path / "whole").mkdir()
+    learn(llama_model, tmp_path / "whole" / "out.gguf")
+    assert content(tmp_path / "out.gguf") == content(tmp_path / "whole" / "out.gguf")
+
+
+def test_what_it_refuses_it_refuses_at_once(llama_model, tmp_path):
+    with pytest.raises(InputError, match="learned needs text"):
+        learn(llama_model, tmp_path / "out", statistics=tmp_path / "none.safetensors")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        learn(llama_model, tmp_path / "mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

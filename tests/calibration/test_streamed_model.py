@@ -1,0 +1,222 @@
+"""One block at a time computes what the whole model does, and sees the inputs that hooks on the whole model see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from quantlab import InputError, open_checkpoint
+from quantlab.calibration import collection
+from quantlab.calibration.activations import ActivationFile
+from quantlab.calibration.batches import Batch, batches_of
+from quantlab.calibration.streamed_model import StreamedModel
+
+FAMILIES = ("llama", "gpt2", "mistral", "qwen2", "qwen3", "gpt_neox", "phi3", "gemma2", "gemma3_text")
+LENGTHS = (64, 64, 50, 31, 9)  # longer than the sliding windows of 8
+GROUPS = {
+    "llama": [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]],
+    "gpt2": [["c_attn"], ["c_proj"], ["c_fc"], ["c_proj"]],
+    "phi3": [["qkv_proj"], ["o_proj"], ["gate_up_proj"], ["down_proj"]],
+    "gpt_neox": [["query_key_value"], ["dense"], ["dense_h_to_4h"], ["dense_4h_to_h"]],
+}
+
+
+@pytest.fixture(scope="module")
+def windows() -> list[tuple[int, ...]]:
+    draw = np.random.default_rng(0)
+    return [tuple(draw.integers(3, 512, length).tolist()) for length in LENGTHS]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request: pytest.FixtureRequest, make_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp(request.param), request.param)
+
+
+class Streamed:
+    """A streamed model and its activations, block by block."""
+
+    def __init__(self, folder: Path, windows: list[tuple[int, ...]], work: Path) -> None:
+        self.checkpoint = open_checkpoint(folder)
+        self.model = StreamedModel(self.checkpoint)
+        self.batches: list[Batch] = batches_of(windows, 64)
+        self._work = work
+
+    def blocks(self) -> Iterator[tuple[int, ActivationFile, ActivationFile]]:
+        """Each block, loaded, with its inputs and the file for its outputs."""
+        table = self.checkpoint.read(self.checkpoint.family.embedding, torch.float32)
+        with self._file(0) as hidden:
+            for number, states in enumerate(self.model.embed(self.batches, lambda ids: table[ids])):
+                hidden.write(number, states)
+        for index in range(self.model.blocks):
+            self.model.load_block(index)
+            with self._file(index) as hidden, self._file(index + 1) as outputs:
+                yield index, hidden, outputs
+            self.model.release(self.model.block_names(index))
+
+    def last(self) -> ActivationFile:
+        return self._file(self.model.blocks)
+
+    def _file(self, index: int) -> ActivationFile:
+        path = self._work / f"{index}"
+        return ActivationFile(path, self.batches, self.model.width, torch.float32, create=not path.exists())
+
+
+@torch.inference_mode()
+def hooked_moments(folder: Path, windows: list[tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """E[x x^T] of every linear layer's inputs, float64, from transformers' own model, a window at a time."""
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    totals: dict[str, torch.Tensor] = {}
+
+    def hook(name: str):
+        def add(module, arguments) -> None:
+            rows = arguments[0][0].to(torch.float64)
+            totals[name] = totals.get(name, 0) + rows.T @ rows
+
+        return add
+
+    for name, module in model.named_modules():
+        if type(module).__name__ in ("Linear", "Conv1D"):
+            module.register_forward_pre_hook(hook(f"{name}.weight"))
+    for window in windows:
+        model(input_ids=torch.tensor([window]), use_cache=False)
+    return {name: total / sum(map(len, windows)) for name, total in totals.items()}
+
+
+def test_hidden_states_are_those_of_the_whole_model(folder, windows, tmp_path):
+    streamed = Streamed(folder, windows, tmp_path)
+    for index, hidden, outputs in streamed.blocks():
+        collection.run_block(streamed.model, index, hidden, outputs, threads=1)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with streamed.last() as last, torch.inference_mode():
+        for number, batch in enumerate(streamed.batches):
+            states = streamed.model.final_norm(last.read(number))
+            for ids, length, found in zip(batch.ids, batch.lengths, states, strict=True):
+                ids = torch.from_numpy(ids[None, :length])
+                expected = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+                torch.testing.assert_close(found[:length], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_are_those_of_hooks_on_the_whole_model(folder, windows, tmp_path):
+    """Both ways of collecting, and the head's inputs: for every layer of every family, masks and padding included."""
+    expected = hooked_moments(folder, windows)
+    streamed = Streamed(folder, windows, tmp_path)
+    model, seen = streamed.model, set()
+    for index, hidden, outputs in streamed.blocks():
+        groups = collection.input_groups(model, index, hidden.read(0))
+        squares = collection.collect_all(model, index, groups, streamed.batches, hidden, outputs, threads=1)
+        for group in groups:
+            moment = collection.collect_one(model, index, group[0], streamed.batches, hidden, threads=1)
+            assert moment.tokens == squares[group[0]].tokens == sum(LENGTHS)
+            assert torch.equal(moment.second_moment, moment.second_moment.T)
+            for name in group:
+                seen.add(name)
+                scale = float(expected[name].diagonal().mean())
+                torch.testing.assert_close(moment.second_moment.double(), expected[name], rtol=1e-4, atol=1e-5 * scale)
+                torch.testing.assert_close(
+                    squares[group[0]].diagonal.double(), expected[name].diagonal(), rtol=1e-4, atol=1e-5 * scale
+                )
+    with streamed.last() as last:
+        head = collection.collect_head(model, "head", streamed.batches, last, threads=1, full=True)
+    torch.testing.assert_close(head.second_moment.double(), expected["lm_head.weight"], rtol=1e-4, atol=1e-5)
+    assert seen == {name for name in expected if name != "lm_head.weight"}
+
+
+@pytest.mark.parametrize("family", GROUPS)
+def test_layers_that_read_the_same_inputs_are_found_in_the_order_of_computation(family, make_model, windows, tmp_path):
+    streamed = Streamed(make_model(tmp_path / "model", family), windows, tmp_path)
+    blocks = streamed.blocks()
+    _, hidden, _ = next(blocks)
+    groups = collection.input_groups(streamed.model, 0, hidden.read(0))
+    assert [[name.split(".")[-2] for name in group] for group in groups] == GROUPS[family]
+
+
+def test_only_one_block_has_weights(llama_model, windows, tmp_path):
+    streamed = Streamed(llama_model, windows, tmp_path)
+    for index, hidden, outputs in streamed.blocks():
+        collection.run_block(streamed.model, index, hidden, outputs, threads=1)
+        loaded = {name for name, p in streamed.model.model.named_parameters() if p.device.type != "meta"}
+        assert loaded == {*streamed.model.block_names(index), "model.norm.weight"}
+
+
+def test_sums_do_not_depend_on_threads(llama_model, windows, tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "three").mkdir()
+    results = []
+    for threads, folder in ((1, "one"), (3, "three")):
+        streamed = Streamed(llama_model, windows * 7, tmp_path / folder)
+        moments = []
+        for index, hidden, outputs in streamed.blocks():
+            for first, *_ in collection.input_groups(streamed.model, index, hidden.read(0)):
+                moments.append(collection.collect_one(streamed.model, index, first, streamed.batches, hidden, threads))
+            collection.run_block(streamed.model, index, hidden, outputs, threads)
+        results.append(moments)
+    assert all(torch.equal(a.second_moment, b.second_moment) for a, b in zip(*results, strict=True))
+
+
+def test_work_in_order_keeps_order_and_ends_with_the_first_failure():
+    assert list(collection.in_order(lambda number: number**2, range(50), threads=4)) == [n**2 for n in range(50)]
+
+    def fail(number: int) -> int:
+        if number == 20:
+            raise InputError("twenty")
+        return number
+
+    results = collection.in_order(fail, range(10**9), threads=3)
+    assert [next(results) for _ in range(20)] == list(range(20))
+    with pytest.raises(InputError, match="twenty"):
+        next(results)
+
+
+def test_torch_gets_its_threads_back():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        list(collection.in_order(lambda n: n, range(3), threads=2))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_batches_hold_every_window_once_padded_to_few_lengths(windows):
+    batches = batches_of([*windows, *windows], 64)
+    assert {batch.shape[1] for batch in batches} == {64, 32, 16}
+    found = [tuple(ids[:n].tolist()) for batch in batches for ids, n in zip(batch.ids, batch.lengths, strict=True)]
+    assert sorted(found) == sorted([*windows, *windows])
+    assert [int(batch.counted.sum()) for batch in batches] == [batch.tokens for batch in batches]
+
+
+def test_inputs_that_are_not_finite_are_named(llama_model, windows, tmp_path):
+    streamed = Streamed(llama_model, windows, tmp_path)
+    blocks = streamed.blocks()
+    _, hidden, _ = next(blocks)
+    broken = hidden.read(0)
+    broken[0, 3, 5] = float("nan")
+    hidden.write(0, broken)
+    name = "model.layers.0.self_attn.o_proj.weight"
+    with pytest.raises(InputError, match=f"{name}: its inputs are NaN or infinite on the calibration text"):
+        collection.collect_one(streamed.model, 0, name, streamed.batches, hidden, threads=1)
+
+
+@pytest.mark.parametrize("columns", [32, 512, 1100, 1120])
+def test_second_moments_are_sums_over_counted_tokens(columns):
+    """Also where they are put together from panels, the last of them narrow."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(2, 40, columns, generator=generator)
+    batch = Batch(np.zeros((2, 40), np.int64), (40, 17))
+    rows = torch.cat([inputs[0], inputs[1, :17]]).double()
+    moment = collection.second_moment(inputs, batch)
+    torch.testing.assert_close(moment.double(), rows.T @ rows, rtol=1e-4, atol=1e-3)
+    assert torch.equal(moment, moment.T)
+    tiles = collection.tiles(inputs, batch)
+    if columns % 32:
+        torch.testing.assert_close(tiles.double(), rows.square().sum(dim=0), rtol=1e-5, atol=0)
+        return
+    assert torch.equal(tiles, tiles.transpose(1, 2))
+    for i, tile in enumerate(tiles):
+        part = slice(32 * i, 32 * i + 32)
+        torch.testing.assert_close(tile, moment[part, part], rtol=1e-4, atol=1e-3)
