@@ -396,7 +396,7 @@ def test_unknown_formats_and_methods_are_answered_with_those_there_are(llama_mod
     message = refusal(llama_model, tmp_path / "out", format="q3_k")
     assert message == "unknown format 'q3_k'; choose one of: q4_0, q4_1, q5_0, q5_1, q8_0"
     message = refusal(llama_model, tmp_path / "out", method="magic")
-    assert message == "unknown method 'magic'; choose one of: rtn, search, gptq"
+    assert message == "unknown method 'magic'; choose one of: rtn, search, gptq, learned"
     assert list(tmp_path.iterdir()) == []
 
 
