@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import gguf
 import numpy as np
 import pytest
+from forced_kernel import can_run, kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -24,21 +23,6 @@ INFINITY = {"f32": 0x7F800000, "f16": 0x7C00, "bf16": 0x7F80}
 
 every_format = pytest.mark.parametrize("format", LEVELS)
 every_element = pytest.mark.parametrize("element", BITS)
-
-
-@contextmanager
-def kernel(name: str) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QUANTLAB_CPU_KERNEL", name)
-        yield
-
-
-def can_run(name: str) -> bool:
-    with kernel(name):
-        try:
-            return native.cpu_kernel() == name
-        except InputError:
-            return False
 
 
 KERNELS = [name for name in ("scalar", "avx2") if can_run(name)]

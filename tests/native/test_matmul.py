@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+from forced_kernel import can_run, kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantlab import native
-from quantlab.errors import InputError
 from quantlab.native import _core
 
 BLOCK_BYTES = {"q4_0": 18, "q4_1": 20, "q5_0": 22, "q5_1": 24, "q8_0": 34}
@@ -25,21 +23,6 @@ EPSILON = 2.0**-24  # what one rounding to fp32 may add, relative
 
 every_type = pytest.mark.parametrize("type", TYPES)
 every_format = pytest.mark.parametrize("type", BLOCK_BYTES)
-
-
-@contextmanager
-def kernel(name: str) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QUANTLAB_CPU_KERNEL", name)
-        yield
-
-
-def can_run(name: str) -> bool:
-    with kernel(name):
-        try:
-            return native.cpu_kernel() == name
-        except InputError:
-            return False
 
 
 KERNELS = [name for name in ("scalar", "avx2", "avx512") if can_run(name)]

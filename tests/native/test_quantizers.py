@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
+from forced_kernel import can_run, kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from quantlab import native
-from quantlab.errors import InputError
 from quantlab.native import quantizers
 
 LEVELS = {"q4_0": 16, "q4_1": 16, "q5_0": 32, "q5_1": 32, "q8_0": 255}
 FEWER = {"q4_0": 7, "q4_1": 8, "q5_0": 31, "q5_1": 4, "q8_0": 15}
 
 every_format = pytest.mark.parametrize("format", LEVELS)
-
-
-@contextmanager
-def kernel(name: str) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QUANTLAB_CPU_KERNEL", name)
-        yield
-
-
-def can_run(name: str) -> bool:
-    with kernel(name):
-        try:
-            return native.cpu_kernel() == name
-        except InputError:
-            return False
 
 
 KERNELS = [name for name in ("scalar", "avx2") if can_run(name)]
