@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cfenv>
 #include <csignal>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <sys/time.h>
@@ -43,18 +44,75 @@ void test_barriers_hold(ThreadPool& pool, int rounds) {
     });
 }
 
-void test_parts_are_shared(ThreadPool& pool) {
-    std::vector<int> done(1000, 0);
-    pool.run([&](int) {
-        for (int round = 1; round <= 20; ++round) {
-            for (const int parts : {0, 1, 1000}) {
-                pool.share(parts, [&](int part) { ++done[static_cast<std::size_t>(part)]; });
+void check_counts(const std::vector<std::atomic<int>>& done, std::size_t parts, int count) {
+    for (std::size_t part = 0; part < done.size(); ++part) {
+        CHECK(done[part] == (part < parts ? count : 0));
+    }
+}
+
+// Every part once, whoever takes it: with fewer parts than threads, none, more than a share has places for, and with
+// divisions that follow each other without a meeting.
+void test_parts_are_divided(ThreadPool& pool) {
+    for (const std::size_t parts : {std::size_t{0}, std::size_t{1}, std::size_t{3}, std::size_t{1000}, std::size_t{200001}}) {
+        std::vector<std::atomic<int>> done(parts + 1);
+        const int rounds = parts > 1000 ? 2 : 50;
+        pool.run([&](int thread) {
+            for (int round = 0; round < rounds; ++round) {
+                pool.divide(thread, static_cast<std::int64_t>(parts), [&](std::int64_t part) { ++done[static_cast<std::size_t>(part)]; });
             }
-            CHECK(done[0] == 2 * round);
+        });
+        check_counts(done, parts, rounds);
+    }
+}
+
+// A thread that has begun late, or not at all, finds its parts done.
+void test_divided_parts_are_taken_over(ThreadPool& pool) {
+    std::vector<std::atomic<int>> done(100);
+    std::atomic<int> all = 0;
+    pool.run([&](int thread) {
+        if (thread != 0) {
+            while (all != 100) std::this_thread::yield();
+        }
+        pool.divide(thread, 100, [&](std::int64_t part) {
+            CHECK(thread == 0);
+            ++done[static_cast<std::size_t>(part)];
+            ++all;
+        });
+    });
+    check_counts(done, 100, 1);
+}
+
+// Plain memory, so that a sanitizer would see two threads with one part, or a barrier that does not hold.
+void test_divided_results_are_seen(ThreadPool& pool) {
+    std::vector<int> done(1000, 0);
+    pool.run([&](int thread) {
+        for (int round = 1; round <= 20; ++round) {
+            pool.divide(thread, 1000, [&](std::int64_t part) { ++done[static_cast<std::size_t>(part)]; });
+            pool.barrier();
+            CHECK(done[0] == round);
             CHECK(done[999] == round);
             pool.barrier();
         }
     });
+}
+
+void test_divisions_after_a_failure(ThreadPool& pool) {
+    for (int failing = 0; failing < pool.size(); ++failing) {
+        std::string message;
+        try {
+            pool.run([&](int thread) {
+                for (int round = 0; round < 5; ++round) {
+                    if (thread == failing && round == 2) throw std::runtime_error("in between");
+                    pool.divide(thread, 10, [](std::int64_t) {});
+                    if (round > 2) pool.barrier();
+                }
+            });
+        } catch (const std::runtime_error& error) {
+            message = error.what();
+        }
+        CHECK(message == "in between");
+        test_parts_are_divided(pool);
+    }
 }
 
 template <typename Task>
@@ -196,7 +254,10 @@ void test_thread_pool() {
         CHECK(pool.size() == threads);
         test_every_thread_runs_once(pool);
         test_barriers_hold(pool, threads == 2 ? 2000 : 200);
-        test_parts_are_shared(pool);
+        test_parts_are_divided(pool);
+        test_divided_parts_are_taken_over(pool);
+        test_divided_results_are_seen(pool);
+        test_divisions_after_a_failure(pool);
         test_exceptions_arrive(pool);
         test_floating_point_is_the_default_inside(pool);
         test_forks(pool);

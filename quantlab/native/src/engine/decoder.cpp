@@ -78,7 +78,7 @@ Decoder::Decoder(DecoderSpec spec, DecoderWeights weights, int context, CacheTyp
     key_cache_ = new_storage(all);
     value_cache_ = new_storage(all);
     *scratch_ = new_scratch(spec_, pool_.size());
-    if (!heads_part() && context_ > attention_chunk) {
+    if (pool_.size() > 1 && context_ > attention_chunk) {
         const int chunks = context_ / attention_chunk + 2, queries = few_tokens * (spec_.heads / spec_.kv_heads);
         const std::size_t states = static_cast<std::size_t>(spec_.kv_heads) * chunks;
         scratch_->chunk_states.resize(states * AttentionScratch::state_floats(queries, spec_.head_size));

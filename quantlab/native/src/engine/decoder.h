@@ -59,6 +59,11 @@ private:
         int thread;
     };
 
+    // Runs of positions that attention takes at once (decoder_ops.h).
+    struct Chunks {
+        int first, count;
+    };
+
     void check_size(std::size_t size, int positions) const;
 
     // decoder_pass.cpp
@@ -71,15 +76,20 @@ private:
     bool heads_part() const;
     void prepare(int index, Range heads, Range tokens);
     int batch_tokens() const;
+    Range batch_at(const Pass& pass, int token) const;
     AttentionTask attention_task(int index, std::int64_t head, Range tokens, AttentionScratch& scratch);
     void attend_batch(int index, std::int64_t head, Range tokens, int thread);
-    void attend_alone(const Pass& pass, int index, Range heads);
-    void attend_together(const Pass& pass, int index);
-    void attend_chunks(const Pass& pass, int index, int first_chunk, int chunks);
+    Chunks chunks_seen(const Pass& pass, int index) const;
+    void attend_alone(const Pass& pass, int index, const Tokens& input);
+    void attend_together(const Pass& pass, int index, const Tokens& input);
+    void attend_chunks(const Pass& pass, int index);
     ResidualStream& stream_of(const Pass& pass);
     Range rows_of(const Pass& pass, int count) const;
     void meet_unless_few(const Pass& pass);
     void norm(const NormWeights& weights, const float* x, int n, float* out) const;
+    template <typename Work>
+    void divide(const Pass& pass, std::int64_t count, const Work& work);
+    void multiply_together(const Pass& pass, const Linear& linear, const Tokens& x, float* out);
     void multiply(const Linear& linear, const Tokens& x, float* out, Range rows) const;
     void quantize(Activations& x, int columns, std::int64_t token, Range part) const;
     void add_bias(const Linear& linear, float* row, Range part) const;

@@ -55,8 +55,7 @@ void Decoder::head(const Pass& pass, float* logits, int wanted) {
         quantize(stream.attention_input, spec_.hidden, t, {0, spec_.hidden});
     }
     meet_unless_few(pass);
-    const Range outputs = share(weights_.head.weight->rows(), pass.thread, pool_.size(), group_rows);
-    multiply(weights_.head, tokens_of(stream.attention_input, wanted, spec_.hidden), logits, outputs);
+    multiply_together(pass, weights_.head, tokens_of(stream.attention_input, wanted, spec_.hidden), logits);
     if (spec_.logit_cap == 0.0f && weights_.head.bias.empty()) return;
     pool_.barrier();
     const Range finished = share(wanted, pass.thread, pool_.size());
@@ -81,8 +80,7 @@ void Decoder::attend(const Pass& pass, int index) {
     DecoderScratch& s = *scratch_;
     const LayerWeights& w = weights_.layers[index];
     ResidualStream& stream = stream_of(pass);
-    const int hidden = spec_.hidden, size = spec_.head_size, columns = spec_.heads * size;
-    const int group = spec_.heads / spec_.kv_heads;
+    const int hidden = spec_.hidden, columns = spec_.heads * spec_.head_size;
     const Range mine = rows_of(pass, pass.count);
     for (auto t = mine.first; t < mine.last; ++t) {
         const float* row = stream.x.data() + t * hidden;
@@ -91,36 +89,15 @@ void Decoder::attend(const Pass& pass, int index) {
         quantize(stream.attention_input, hidden, t, {0, hidden});
     }
     meet_unless_few(pass);
-    const bool alone = heads_part();
-    const Range heads = share(spec_.kv_heads, pass.thread, pool_.size());
-    const auto part = [&](std::int64_t rows) {  // of `rows` that belong to all key heads
-        const std::int64_t each = rows / spec_.kv_heads;
-        return alone ? Range{heads.first * each, heads.last * each} : share(rows, pass.thread, pool_.size(), group_rows);
-    };
     const Tokens input = tokens_of(stream.attention_input, pass.count, hidden);
-    multiply(w.query, input, s.query.data(), part(columns));
-    multiply(w.key, input, s.key.data(), part(columns / group));
-    multiply(w.value, input, s.value.data(), part(columns / group));
-    if (alone) {
-        prepare(index, heads, {0, pass.count});
-        attend_alone(pass, index, heads);
-        for (int t = 0; t < pass.count; ++t) quantize(s.attended, columns, t, part(columns));
+    const bool short_context = chunks_seen(pass, index).count == 1 || pool_.size() == 1;
+    if (pass.few && heads_part() && short_context) {
+        attend_alone(pass, index, input);
     } else {
-        pool_.barrier();
-        const Range units = share(static_cast<std::int64_t>(pass.count) * spec_.kv_heads, pass.thread, pool_.size());
-        for (auto unit = units.first; unit < units.last; ++unit) {
-            const std::int64_t t = unit / spec_.kv_heads, head = unit % spec_.kv_heads;
-            prepare(index, {head, head + 1}, {t, t + 1});
-        }
-        pool_.barrier();
-        attend_together(pass, index);
-        pool_.barrier();
-        const Range mine_quantized = share(columns, pass.thread, pool_.size(), block_columns);
-        for (int t = 0; t < pass.count; ++t) quantize(s.attended, columns, t, mine_quantized);
+        attend_together(pass, index, input);
     }
     pool_.barrier();
-    multiply(w.output, tokens_of(s.attended, pass.count, columns), s.sum.data(),
-             share(hidden, pass.thread, pool_.size(), group_rows));
+    multiply_together(pass, w.output, tokens_of(s.attended, pass.count, columns), s.sum.data());
     pool_.barrier();
     for (auto t = mine.first; t < mine.last; ++t) {
         add_to_stream(stream, t, w.output, w.attention_post_norm);
@@ -136,22 +113,22 @@ void Decoder::feed_forward(const Pass& pass, const LayerWeights& w) {
     ResidualStream& stream = stream_of(pass);
     const int hidden = spec_.hidden, inner = spec_.inner;
     const Tokens input = tokens_of(stream.inner_input, pass.count, hidden);
-    const Range part = share(inner, pass.thread, pool_.size(), inner % block_columns == 0 ? block_columns : group_rows);
-    if (spec_.gated) multiply(w.gate, input, s.gate.data(), part);
-    multiply(w.up, input, s.inner.values.data(), part);
-    const int columns = static_cast<int>(part.last - part.first);
-    for (std::int64_t t = 0; t < pass.count && columns > 0; ++t) {
-        float* up = s.inner.values.data() + t * inner;
-        float* gate = spec_.gated ? s.gate.data() + t * inner : nullptr;
-        add_bias(w.up, up, part);
-        if (gate != nullptr) add_bias(w.gate, gate, part);
-        up += part.first;
-        ops_.activate(spec_.activation, gate != nullptr ? gate + part.first : up, gate != nullptr ? up : nullptr, columns, up);
-        quantize(s.inner, inner, t, part);
-    }
+    divide(pass, inner, [&](Range part) {
+        if (spec_.gated) multiply(w.gate, input, s.gate.data(), part);
+        multiply(w.up, input, s.inner.values.data(), part);
+        for (std::int64_t t = 0; t < pass.count; ++t) {
+            float* up = s.inner.values.data() + t * inner;
+            float* gate = spec_.gated ? s.gate.data() + t * inner : nullptr;
+            add_bias(w.up, up, part);
+            if (gate != nullptr) add_bias(w.gate, gate, part);
+            up += part.first;
+            ops_.activate(spec_.activation, gate != nullptr ? gate + part.first : up, gate != nullptr ? up : nullptr,
+                          static_cast<int>(part.last - part.first), up);
+            quantize(s.inner, inner, t, part);
+        }
+    });
     pool_.barrier();
-    multiply(w.down, tokens_of(s.inner, pass.count, inner), s.sum.data(),
-             share(hidden, pass.thread, pool_.size(), group_rows));
+    multiply_together(pass, w.down, tokens_of(s.inner, pass.count, inner), s.sum.data());
     pool_.barrier();
     const Range mine = rows_of(pass, pass.count);
     for (auto t = mine.first; t < mine.last; ++t) add_to_stream(stream, t, w.down, w.inner_post_norm);
@@ -206,6 +183,10 @@ void Decoder::prepare(int index, Range heads, Range tokens) {
     }
 }
 
+Decoder::Range Decoder::batch_at(const Pass& pass, int token) const {
+    return {token, std::min(pass.count, token + batch_tokens())};
+}
+
 int Decoder::batch_tokens() const { return std::max(1, attention_queries / (spec_.heads / spec_.kv_heads)); }
 
 // The attention of tokens' queries that share a key head.
@@ -241,46 +222,77 @@ void Decoder::attend_batch(int index, std::int64_t head, Range tokens, int threa
     ops_.finish(merged, task.count, task.head_size, scratch.out.data());
 }
 
-void Decoder::attend_alone(const Pass& pass, int index, Range heads) {
-    for (auto head = heads.first; head < heads.last; ++head) {
-        for (int t = 0; t < pass.count; t += batch_tokens()) {
-            attend_batch(index, head, {t, std::min(pass.count, t + batch_tokens())}, pass.thread);
-        }
-    }
+// The chunks of positions that a pass's tokens see.
+Decoder::Chunks Decoder::chunks_seen(const Pass& pass, int index) const {
+    const int window = spec_.windows[index];
+    const int first = (window == 0 ? 0 : std::max(0, position_ - window + 1)) / attention_chunk;
+    return {first, (position_ + pass.count - 1) / attention_chunk - first + 1};
 }
 
-void Decoder::attend_together(const Pass& pass, int index) {
-    const int threads = pool_.size();
-    const int first = spec_.windows[index] == 0 ? 0 : std::max(0, position_ - spec_.windows[index] + 1);
-    const int first_chunk = first / attention_chunk;
-    const int chunks = (position_ + pass.count - 1) / attention_chunk - first_chunk + 1;
-    if (pass.few && chunks > 1 && !scratch_->chunk_states.empty()) return attend_chunks(pass, index, first_chunk, chunks);
-    const int batches = (pass.count + batch_tokens() - 1) / batch_tokens();
-    for (int unit = pass.thread; unit < batches * spec_.kv_heads; unit += threads) {
-        const int t = unit / spec_.kv_heads * batch_tokens();
-        attend_batch(index, unit % spec_.kv_heads, {t, std::min(pass.count, t + batch_tokens())}, pass.thread);
+// Few tokens in a short context: each thread goes from its key heads' rows to their attention by itself.
+void Decoder::attend_alone(const Pass& pass, int index, const Tokens& input) {
+    DecoderScratch& s = *scratch_;
+    const LayerWeights& w = weights_.layers[index];
+    const int size = spec_.head_size, group = spec_.heads / spec_.kv_heads;
+    const Range heads = share(spec_.kv_heads, pass.thread, pool_.size());
+    const Range keys{heads.first * size, heads.last * size}, queries{keys.first * group, keys.last * group};
+    multiply(w.query, input, s.query.data(), queries);
+    multiply(w.key, input, s.key.data(), keys);
+    multiply(w.value, input, s.value.data(), keys);
+    prepare(index, heads, {0, pass.count});
+    for (auto head = heads.first; head < heads.last; ++head) {
+        for (int t = 0; t < pass.count; t += batch_tokens()) attend_batch(index, head, batch_at(pass, t), pass.thread);
     }
+    for (int t = 0; t < pass.count; ++t) quantize(s.attended, spec_.heads * size, t, queries);
+}
+
+void Decoder::attend_together(const Pass& pass, int index, const Tokens& input) {
+    DecoderScratch& s = *scratch_;
+    const LayerWeights& w = weights_.layers[index];
+    multiply_together(pass, w.query, input, s.query.data());
+    multiply_together(pass, w.key, input, s.key.data());
+    multiply_together(pass, w.value, input, s.value.data());
+    pool_.barrier();
+    const Range units = share(static_cast<std::int64_t>(pass.count) * spec_.kv_heads, pass.thread, pool_.size());
+    for (auto unit = units.first; unit < units.last; ++unit) {
+        const std::int64_t t = unit / spec_.kv_heads, head = unit % spec_.kv_heads;
+        prepare(index, {head, head + 1}, {t, t + 1});
+    }
+    pool_.barrier();
+    if (pass.few && chunks_seen(pass, index).count > 1 && pool_.size() > 1) {
+        attend_chunks(pass, index);
+    } else {
+        const int batches = (pass.count + batch_tokens() - 1) / batch_tokens();
+        pool_.divide(pass.thread, batches * spec_.kv_heads, [&](std::int64_t part) {
+            attend_batch(index, part / batches, batch_at(pass, static_cast<int>(part % batches) * batch_tokens()), pass.thread);
+        });
+    }
+    pool_.barrier();
+    const int columns = spec_.heads * spec_.head_size;
+    const Range mine = share(columns, pass.thread, pool_.size(), block_columns);
+    for (int t = 0; t < pass.count; ++t) quantize(s.attended, columns, t, mine);
 }
 
 // A long context and few tokens: threads share the chunks of positions.
-void Decoder::attend_chunks(const Pass& pass, int index, int first_chunk, int chunks) {
+void Decoder::attend_chunks(const Pass& pass, int index) {
+    const Chunks chunks = chunks_seen(pass, index);
     AttentionScratch& scratch = scratch_->attention[pass.thread];
     const int count = pass.count * (spec_.heads / spec_.kv_heads), size = spec_.head_size;
     const std::size_t floats = AttentionScratch::state_floats(count, size);
     const auto state = [&](int head, int chunk) {
-        const std::size_t place = static_cast<std::size_t>(head) * chunks + chunk;
+        const std::size_t place = static_cast<std::size_t>(head) * chunks.count + chunk;
         return AttentionScratch::state(scratch_->chunk_states.data() + place * floats, count);
     };
-    for (int item = pass.thread; item < spec_.kv_heads * chunks; item += pool_.size()) {
-        const int head = item / chunks, chunk = item % chunks;
+    pool_.divide(pass.thread, spec_.kv_heads * chunks.count, [&](std::int64_t part) {
+        const int head = static_cast<int>(part) / chunks.count, chunk = static_cast<int>(part) % chunks.count;
         const AttentionTask task = attention_task(index, head, {0, pass.count}, scratch);
-        ops_.attend_chunk(cache_type_, task, first_chunk + chunk, state(head, chunk));
-    }
+        ops_.attend_chunk(cache_type_, task, chunks.first + chunk, state(head, chunk));
+    });
     pool_.barrier();
     for (int head = pass.thread; head < spec_.kv_heads; head += pool_.size()) {
         const AttentionState merged = AttentionScratch::state(scratch.merged.data(), count);
         std::fill(merged.largest, merged.largest + count, -std::numeric_limits<float>::infinity());
-        for (int chunk = 0; chunk < chunks; ++chunk) ops_.merge(merged, state(head, chunk), count, size);
+        for (int chunk = 0; chunk < chunks.count; ++chunk) ops_.merge(merged, state(head, chunk), count, size);
         attention_task(index, head, {0, pass.count}, scratch);
         ops_.finish(merged, count, size, scratch.out.data());
     }
@@ -304,6 +316,19 @@ void Decoder::norm(const NormWeights& weights, const float* x, int n, float* out
     } else {
         ops_.rms_norm(x, weights.weight.data(), n, spec_.epsilon, out);
     }
+}
+
+// Calls work(rows) for parts of `count` rows, by all threads.
+template <typename Work>
+void Decoder::divide(const Pass& pass, std::int64_t count, const Work& work) {
+    pool_.divide(pass.thread, (count + divided_rows - 1) / divided_rows, [&](std::int64_t part) {
+        work(Range{part * divided_rows, std::min(count, (part + 1) * divided_rows)});
+    });
+}
+
+// All rows of the matrix, by all threads.
+void Decoder::multiply_together(const Pass& pass, const Linear& linear, const Tokens& x, float* out) {
+    divide(pass, linear.weight->rows(), [&](Range rows) { multiply(linear, x, out, rows); });
 }
 
 // Rows first to last - 1 of the matrix, for all tokens; first is a multiple of group_rows.

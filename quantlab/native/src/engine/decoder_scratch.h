@@ -13,6 +13,7 @@ namespace quantlab::engine {
 inline constexpr int pass_tokens = 64;  // at a time: unpacked weights are used for all, and activations stay in cache
 // Up to so many tokens every thread keeps the residual stream for itself: computing it again costs less than meeting.
 inline constexpr int few_tokens = 4;
+inline constexpr int divided_rows = 64;  // of a matrix, that a thread takes at a time (all `code_groups` of the kernels)
 inline constexpr int attention_queries = 64;  // at a time: decoded keys and values are used for all
 
 // What a multiplication reads.

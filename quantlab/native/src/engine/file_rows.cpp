@@ -51,11 +51,11 @@ public:
         tile_rows_ = group_rows * std::clamp<std::int64_t>(std::min(fitting, fair), 1, most_tile_groups);
     }
 
-    int token_parts() const { return token_parts_; }
-    int tiles() const { return static_cast<int>((weights_.rows + tile_rows_ - 1) / tile_rows_); }
+    std::int64_t token_parts() const { return token_parts_; }
+    std::int64_t tiles() const { return (weights_.rows + tile_rows_ - 1) / tile_rows_; }
     std::int64_t tile_bytes() const { return tile_rows_ / group_rows * group_bytes(weights_.type, weights_.columns); }
 
-    void quantize(int part) const {
+    void quantize(std::int64_t part) const {
         const std::int64_t first = static_cast<std::int64_t>(count_) * part / token_parts_;
         const std::int64_t last = static_cast<std::int64_t>(count_) * (part + 1) / token_parts_;
         for (std::int64_t t = first; t < last; ++t) {
@@ -66,7 +66,7 @@ public:
     }
 
     // Rows beyond the matrix's last keep what `buffer` held; the kernel stores nothing of theirs.
-    void multiply(int tile, std::uint8_t* buffer) const {
+    void multiply(std::int64_t tile, std::uint8_t* buffer) const {
         const std::int64_t first = tile * tile_rows_;
         const std::int64_t rows = std::min(tile_rows_, weights_.rows - first);
         const std::int64_t row_bytes = file_row_bytes(weights_.type, weights_.columns);
@@ -100,10 +100,11 @@ void multiply_file_rows(const FileRows& weights, const float* values, int count,
         return;
     }
     const Product product(weights, values, count, out, pool.size());
-    pool.run([&](int) {
+    pool.run([&](int thread) {
         const Buffer<std::uint8_t> tile(product.tile_bytes());
-        pool.share(product.token_parts(), [&](int part) { product.quantize(part); });
-        pool.share(product.tiles(), [&](int index) { product.multiply(index, tile.data()); });
+        pool.divide(thread, product.token_parts(), [&](std::int64_t part) { product.quantize(part); });
+        pool.barrier();
+        pool.divide(thread, product.tiles(), [&](std::int64_t index) { product.multiply(index, tile.data()); });
     });
 }
 

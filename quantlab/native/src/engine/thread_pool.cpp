@@ -123,7 +123,8 @@ std::int64_t process() {
 // locks and all, and makes another.
 class ThreadPool::Crew {
 public:
-    explicit Crew(int threads) : process_(process()), may_spin_(threads <= available_processors()) {
+    explicit Crew(int threads)
+        : process_(process()), may_spin_(threads <= available_processors()), shares_(static_cast<std::size_t>(threads)) {
         const SignalsBlocked blocked;
         others_.reserve(static_cast<std::size_t>(threads - 1));
         for (int thread = 1; thread < threads; ++thread) {
@@ -156,7 +157,6 @@ public:
         failure_ = nullptr;
         failed_.store(false, std::memory_order_relaxed);
         arrived_.store(0, std::memory_order_relaxed);
-        next_part_.store(0, std::memory_order_relaxed);
         busy_.store(size_ - 1, std::memory_order_relaxed);
         const std::uint32_t done = done_.load(std::memory_order_relaxed);
         if (size_ > 1) {
@@ -167,6 +167,7 @@ public:
             wait_for_change(done_, done, may_spin_, awake_at_barrier);
         }
         if (failure_) {
+            number_divisions_alike();
             std::rethrow_exception(failure_);
         }
     }
@@ -179,8 +180,7 @@ public:
         }
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
             arrived_.store(0, std::memory_order_relaxed);
-            next_part_.store(0, std::memory_order_relaxed);
-            change(meetings_);
+                change(meetings_);
         } else {
             wait_for_change(meetings_, meeting, may_spin_, awake_at_barrier);
             if (failed_.load(std::memory_order_relaxed)) {
@@ -189,9 +189,94 @@ public:
         }
     }
 
-    int next_part() { return next_part_.fetch_add(1, std::memory_order_relaxed); }
+    std::uint32_t next_division(int thread) { return ++shares_[static_cast<std::size_t>(thread)].divisions; }
+
+    int take_unit(int thread, std::uint32_t division, int units) {
+        for (int i = 0; i < size_; ++i) {
+            const int owner = (thread + i) % size_;
+            const int unit = take_unit_of(owner, i == 0, division, units);
+            if (unit >= 0) {
+                return unit;
+            }
+        }
+        return -1;
+    }
 
 private:
+    // What nobody has taken of a thread's units in a division. Whoever looks first puts them there.
+    struct alignas(64) Share {
+        std::atomic<std::uint64_t> left = 0;  // the division in the upper half, then first unit and end in 16 bits each
+        std::uint32_t divisions = 0;          // that its thread has come to; its thread's alone
+    };
+
+    static std::uint64_t word(std::uint32_t division, std::uint32_t first, std::uint32_t end) {
+        return std::uint64_t{division} << 32 | first << 16 | end;
+    }
+
+    // The owner takes its first unit, others its last; -1 where none is left.
+    int take_unit_of(int owner, bool from_front, std::uint32_t division, int units) {
+        std::atomic<std::uint64_t>& left = shares_[static_cast<std::size_t>(owner)].left;
+        std::uint64_t seen = left.load(std::memory_order_relaxed);
+        for (;;) {
+            auto first = static_cast<std::uint32_t>(seen >> 16 & 0xffff), end = static_cast<std::uint32_t>(seen & 0xffff);
+            const auto ahead = static_cast<std::int32_t>(static_cast<std::uint32_t>(seen >> 32) - division);
+            if (ahead > 0) {
+                return -1;  // the owner has come further: nothing of this division is left
+            }
+            if (ahead < 0) {
+                first = static_cast<std::uint32_t>(std::int64_t{units} * owner / size_);
+                end = static_cast<std::uint32_t>(std::int64_t{units} * (owner + 1) / size_);
+            } else if (first == end) {
+                return -1;
+            }
+            const bool empty = first == end;
+            const std::uint32_t unit = from_front ? first : end - 1;
+            const std::uint64_t rest = empty        ? word(division, first, end)
+                                       : from_front ? word(division, first + 1, end)
+                                                    : word(division, first, end - 1);
+            if (left.compare_exchange_weak(seen, rest, std::memory_order_relaxed)) {
+                return empty ? -1 : static_cast<int>(unit);
+            }
+        }
+    }
+
+    // After a failure, which threads meet at different places.
+    void number_divisions_alike() {
+        std::uint32_t most = shares_[0].divisions;
+        for (const Share& share : shares_) {
+            if (static_cast<std::int32_t>(share.divisions - most) > 0) {
+                most = share.divisions;
+            }
+        }
+        for (Share& share : shares_) {
+            share.divisions = most;
+        }
+    }
+
+    int take_part_of(int owner, bool first, std::uint32_t division, int parts) {
+        std::atomic<std::uint64_t>& left = shares_[static_cast<std::size_t>(owner)].left;
+        const std::uint64_t mark = std::uint64_t{division} << 32;
+        std::uint64_t seen = left.load(std::memory_order_relaxed);
+        for (;;) {
+            std::uint64_t begin = seen >> 16 & 0xffff, end = seen & 0xffff;
+            if (seen >> 32 != division) {
+                if (static_cast<std::int32_t>(static_cast<std::uint32_t>(seen >> 32) - division) > 0) {
+                    return -1;  // the owner is beyond this division: nothing of it is left
+                }
+                begin = static_cast<std::uint64_t>(parts) * static_cast<std::uint64_t>(owner) / static_cast<std::uint64_t>(size_);
+                end = static_cast<std::uint64_t>(parts) * static_cast<std::uint64_t>(owner + 1) / static_cast<std::uint64_t>(size_);
+            }
+            if (begin == end) {
+                return -1;
+            }
+            const std::uint64_t part = first ? begin : end - 1;
+            const std::uint64_t rest = first ? (begin + 1) << 16 | end : begin << 16 | (end - 1);
+            if (left.compare_exchange_weak(seen, mark | rest, std::memory_order_relaxed)) {
+                return static_cast<int>(part);
+            }
+        }
+    }
+
     void work(int thread) {
         for (std::uint32_t run = 0;; ++run) {
             wait_for_change(runs_, run, may_spin_, awake_between_runs);
@@ -228,6 +313,7 @@ private:
     const bool may_spin_;
     int size_ = 1;
     std::vector<std::thread> others_;
+    std::vector<Share> shares_;
     std::mutex one_run_;
     std::mutex one_failure_;
 
@@ -241,7 +327,6 @@ private:
     alignas(64) std::atomic<std::uint32_t> meetings_ = 0;
     alignas(64) std::atomic<int> busy_ = 0;
     alignas(64) std::atomic<int> arrived_ = 0;
-    alignas(64) std::atomic<int> next_part_ = 0;
     std::atomic<bool> failed_ = false;
 };
 
@@ -257,7 +342,13 @@ int ThreadPool::size() const { return crew_.load(std::memory_order_acquire)->siz
 
 void ThreadPool::barrier() { crew_.load(std::memory_order_acquire)->barrier(); }
 
-int ThreadPool::next_part() { return crew_.load(std::memory_order_acquire)->next_part(); }
+std::uint32_t ThreadPool::next_division(int thread) {
+    return crew_.load(std::memory_order_acquire)->next_division(thread);
+}
+
+int ThreadPool::take_unit(int thread, std::uint32_t division, int units) {
+    return crew_.load(std::memory_order_acquire)->take_unit(thread, division, units);
+}
 
 // Several of a child's threads may come here at once: the first one's crew is everyone's.
 void ThreadPool::call_on_all(const std::function<void(int)>& task) {

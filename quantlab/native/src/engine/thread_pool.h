@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <functional>
 
 namespace quantlab::engine {
@@ -34,21 +35,30 @@ public:
     // Inside a task: waits until all threads are here. What any of them wrote before is seen by all after it.
     void barrier();
 
-    // Inside a task, called by all threads: calls work(part) for parts 0 .. parts - 1, each by the first thread that
-    // is free for it, and then meets at a barrier. Evens out cores that others use too. `work` must not meet barriers.
+    // Inside a task, called by all threads with the same `parts`: calls work(part) for parts 0 .. parts - 1. Each thread
+    // goes through a run of neighbouring parts, in order; one that is done takes parts from the ends of the others' runs,
+    // so that cores that others use too are evened out. Meets nobody: a barrier makes the results seen.
     template <typename Work>
-    void share(int parts, const Work& work) {
-        for (int part = next_part(); part < parts; part = next_part()) {
-            work(part);
+    void divide(int thread, std::int64_t parts, const Work& work) {
+        const std::int64_t unit = parts / most_units + 1, units = (parts + unit - 1) / unit;
+        const std::uint32_t division = next_division(thread);
+        for (std::int64_t taken; (taken = take_unit(thread, division, static_cast<int>(units))) >= 0;) {
+            const std::int64_t end = (taken + 1) * unit < parts ? (taken + 1) * unit : parts;
+            for (std::int64_t part = taken * unit; part < end; ++part) {
+                work(part);
+            }
         }
-        barrier();
     }
 
 private:
     class Crew;
 
     void call_on_all(const std::function<void(int)>& task);
-    int next_part();
+    // Of parts taken at a time: places in a share have 16 bits.
+    static constexpr std::int64_t most_units = 65535;
+
+    std::uint32_t next_division(int thread);
+    int take_unit(int thread, std::uint32_t division, int units);
 
     std::atomic<Crew*> crew_;  // owned, unless it is another process's
 };
