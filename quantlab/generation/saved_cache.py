@@ -19,7 +19,7 @@ import numpy as np
 from quantlab.checkpoint.atomic import atomic_file
 from quantlab.errors import InputError
 
-MAGIC = b"QLCACHE1"
+MAGIC = b"QLCACHE2"
 MAX_HEADER_BYTES = 1 << 26
 
 

@@ -1,7 +1,7 @@
 // Attention of queries that share a key head, over a class of 16 lanes: see AttentionTask.
 //
 // Keys and values are decoded to floats a tile at a time, once for all queries; a lane of keys is a position, a lane of
-// values a column. A query's numbers depend on its own range of positions alone, not on its company.
+// values a column. (Keys in q8_0 are not, where queries are int8 too: the products are there already.) A query's numbers depend on its own range of positions alone, not on its company.
 #pragma once
 
 #include "decoder_ops.h"
@@ -93,7 +93,8 @@ private:
         }
         fill(state.values, static_cast<std::ptrdiff_t>(task.count) * task.head_size, 0.0f);
         const std::size_t bytes = tile_bytes(type, task.head_size);
-        for (int at = some.first / tile_positions * tile_positions; at <= some.last; at += tile_positions) {
+        if (task.multiplied) scale_products(task, {some.first - start, some.last - start});
+        for (int at = some.first / tile_positions * tile_positions; at <= some.last && !task.multiplied; at += tile_positions) {
             const std::uint8_t* tile = task.keys + static_cast<std::size_t>(at / tile_positions) * bytes;
             const float* keys = CacheOver<L>::template keys<type>(tile, task.head_size, task.decoded);
             for_each_tile<L::value_tile>(task.count, [&]<int count>(int q) {
@@ -108,9 +109,33 @@ private:
         for (int at = some.first / tile_positions * tile_positions; at <= some.last; at += tile_positions) {
             const std::uint8_t* tile = task.values + static_cast<std::size_t>(at / tile_positions) * bytes;
             const float* values = CacheOver<L>::template values<type>(tile, task.head_size, task.decoded);
-            for_each_tile<L::value_tile>(task.count, [&]<int count>(int q) {
-                add_tile<count>(task, values, q, {at, at + tile_positions - 1}, start, state);
-            });
+            const Range positions{at, at + tile_positions - 1};
+            if constexpr (type != CacheType::q8_0) {
+                const Weights weights{task.scores + (at - start), attention_chunk};
+                add_columns(task, values, weights, positions, {0, task.head_size - 1}, state);
+            } else {
+                for (int block = 0; block < task.head_size / cache_block; ++block) {
+                    const L scales = CacheOver<L>::value_scales(tile, block);
+                    for (int q = 0; q < task.count; ++q) {
+                        (L::load(task.scores + q * attention_chunk + (at - start)) * scales).store(task.folded + q * tile_positions);
+                    }
+                    const Range columns{block * cache_block, (block + 1) * cache_block - 1};
+                    add_columns(task, values, {task.folded, tile_positions}, positions, columns, state);
+                }
+            }
+        }
+    }
+
+    // In place: products of queries and keys -> scores.
+    static void scale_products(const AttentionTask& task, Range places) {
+        const L scale = L::broadcast(task.scale);
+        for (int q = 0; q < task.count; ++q) {
+            float* row = task.scores + q * attention_chunk;
+            for (int i = places.first / 16 * 16; i <= places.last; i += 16) {
+                L scores = L::load(row + i) * scale;
+                if (task.cap != 0.0f) scores = lane_soft_cap(scores, task.cap);
+                scores.store(row + i);
+            }
         }
     }
 
@@ -153,44 +178,57 @@ private:
         sum = sums.fold_sum();
     }
 
-    // Adds the values of a tile, weighted, for `count` queries: where all see a position together, else one by one.
+    // What a tile's values are weighted with: of query q and position p of the tile, first[q * stride + p].
+    struct Weights {
+        const float* first;
+        int stride;
+    };
+
+    // Adds some columns of a tile's values, weighted.
+    static QUANTLAB_INLINE void add_columns(const AttentionTask& task, const float* values, Weights weights, Range tile,
+                                            Range columns, const AttentionState& state) {
+        for_each_tile<L::value_tile>(task.count, [&]<int count>(int q) {
+            add_tile<count>(task, values, weights, q, tile, columns, state);
+        });
+    }
+
+    // For `count` queries: where all see a position together, else one by one.
     template <int count>
-    static QUANTLAB_INLINE void add_tile(const AttentionTask& task, const float* values, int first, Range tile, int start,
-                                         const AttentionState& state) {
+    static QUANTLAB_INLINE void add_tile(const AttentionTask& task, const float* values, Weights weights, int first, Range tile,
+                                         Range columns, const AttentionState& state) {
         Range together = tile;
         for (int q = 0; q < count; ++q) together = common(together, seen(task, first + q, tile));
+        const auto places = [&](Range part) { return Range{part.first - tile.first, part.last - tile.first}; };
         const auto add_alone = [&](Range part) {
             for (int q = first; q < first + count; ++q) {
                 const Range own = seen(task, q, part);
-                if (!own.empty()) add<1>(task, values, q, tile.first, own, start, state);
+                if (!own.empty()) add<1>(task.head_size, values, weights, q, places(own), columns, state);
             }
         };
         if (together.empty()) return add_alone(tile);
         if (together.first > tile.first) add_alone({tile.first, together.first - 1});
-        add<count>(task, values, first, tile.first, together, start, state);
+        add<count>(task.head_size, values, weights, first, places(together), columns, state);
         if (together.last < tile.last) add_alone({together.last + 1, tile.last});
     }
 
     template <int count>
-    static QUANTLAB_OUTLINE void add(const AttentionTask& task, const float* values, int first, int tile_start, Range part,
-                                     int start, const AttentionState& state) {
-        const int size = task.head_size, positions = part.last - part.first + 1;
-        const float* rows = values + (part.first - tile_start) * size;
-        const float* weights = task.scores + first * attention_chunk + (part.first - start);
+    static QUANTLAB_OUTLINE void add(int size, const float* values, Weights weights, int first, Range places, Range columns,
+                                     const AttentionState& state) {
+        const float* factors = weights.first + first * weights.stride;
         float* out = state.values + static_cast<std::ptrdiff_t>(first) * size;
-        for (int d = 0; d < size; d += 16, rows += 16, out += 16) {
+        for (int d = columns.first; d < columns.last; d += 16) {
             L sums[count];
             QUANTLAB_UNROLL
-            for (int q = 0; q < count; ++q) sums[q] = L::load(out + q * size);
-            for (int p = 0; p < positions; ++p) {
-                const L value = L::load(rows + p * size);
+            for (int q = 0; q < count; ++q) sums[q] = L::load(out + q * size + d);
+            for (int p = places.first; p <= places.last; ++p) {
+                const L value = L::load(values + p * size + d);
                 QUANTLAB_UNROLL
                 for (int q = 0; q < count; ++q) {
-                    sums[q] = L::fma(L::broadcast(weights[q * attention_chunk + p]), value, sums[q]);
+                    sums[q] = L::fma(L::broadcast(factors[q * weights.stride + p]), value, sums[q]);
                 }
             }
             QUANTLAB_UNROLL
-            for (int q = 0; q < count; ++q) sums[q].store(out + q * size);
+            for (int q = 0; q < count; ++q) sums[q].store(out + q * size + d);
         }
     }
 };

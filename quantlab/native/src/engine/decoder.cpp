@@ -48,6 +48,8 @@ DecoderScratch new_scratch(const DecoderSpec& spec, int threads) {
     s.threads.assign(threads, ResidualStream(few_tokens, spec.hidden));
     s.query = floats(query), s.key = floats(key), s.value = floats(key), s.sum = floats(spec.hidden);
     if (spec.gated) s.gate = floats(spec.inner);
+    s.query_codes.resize(s.query.size());
+    s.query_scales.resize(s.query.size() / block_columns + 1), s.query_sums.resize(s.query_scales.size());
     s.attended = Activations(pass_tokens, query), s.inner = Activations(pass_tokens, spec.inner);
     s.attention.assign(threads, AttentionScratch(std::max(attention_queries, few_tokens * group), spec.head_size));
     return s;

@@ -79,6 +79,10 @@ private:
     Range batch_at(const Pass& pass, int token) const;
     AttentionTask attention_task(int index, std::int64_t head, Range tokens, AttentionScratch& scratch);
     void attend_batch(int index, std::int64_t head, Range tokens, int thread);
+    bool int8_scores() const { return int8_ && cache_type_ == CacheType::q8_0; }
+    std::int64_t query_place(std::int64_t head, std::int64_t token) const;
+    void attend_chunk(int index, std::int64_t head, std::int64_t first_token, AttentionTask& task, int chunk,
+                      const AttentionState& state);
     Chunks chunks_seen(const Pass& pass, int index) const;
     void attend_alone(const Pass& pass, int index, const Tokens& input);
     void attend_together(const Pass& pass, int index, const Tokens& input);

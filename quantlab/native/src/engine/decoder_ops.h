@@ -26,7 +26,9 @@ struct AttentionTask {
     float scale;
     float cap;       // soft cap of scores, 0 for none
     float* scores;   // scratch, [count][attention_chunk]
+    bool multiplied;  // whether scores holds the products of queries and keys already
     float* decoded;  // scratch, [head_size][16]
+    float* folded;   // scratch, [count][16]
 };
 
 // Softmax under way: of the positions so far the largest score (-infinity before any), the sum of the weights

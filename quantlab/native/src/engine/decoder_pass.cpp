@@ -179,8 +179,17 @@ void Decoder::prepare(int index, Range heads, Range tokens) {
             const int place = static_cast<int>(at), kv = static_cast<int>(head);
             ops_.store_key(cache_type_, keys(index, kv), place, key + head * size, size);
             ops_.store_value(cache_type_, values(index, kv), place, value + head * size, size);
+            if (!int8_scores()) continue;
+            const std::int64_t to = query_place(head, t);
+            kernel_.quantize_token(query + head * group * size, group * size, s.query_codes.data() + to,
+                                   s.query_scales.data() + to / block_columns, s.query_sums.data() + to / block_columns);
         }
     }
+}
+
+// Where in query_codes the queries of a token and key head start.
+std::int64_t Decoder::query_place(std::int64_t head, std::int64_t token) const {
+    return (head * pass_tokens + token) * (spec_.heads / spec_.kv_heads) * spec_.head_size;
 }
 
 Decoder::Range Decoder::batch_at(const Pass& pass, int token) const {
@@ -206,17 +215,38 @@ AttentionTask Decoder::attention_task(int index, std::int64_t head, Range tokens
     }
     const int kv = static_cast<int>(head);
     return {scratch.queries.data(), scratch.first.data(), scratch.last.data(), count, keys(index, kv), values(index, kv), size,
-            spec_.attention_scale, spec_.attention_cap, scratch.scores.data(), scratch.decoded.data()};
+            spec_.attention_scale, spec_.attention_cap, scratch.scores.data(), false, scratch.decoded.data(),
+            scratch.folded.data()};
+}
+
+// One chunk of positions. Keys in q8_0 are multiplied by int8 queries as the packed matrix that they are.
+void Decoder::attend_chunk(int index, std::int64_t head, std::int64_t first_token, AttentionTask& task, int chunk,
+                           const AttentionState& state) {
+    if (int8_scores()) {
+        const int start = chunk * attention_chunk, size = spec_.head_size;
+        const int last = std::min(start + attention_chunk - 1, *std::max_element(task.last, task.last + task.count));
+        const int first = std::max(start, *std::min_element(task.first, task.first + task.count));
+        const std::int64_t place = query_place(head, first_token);
+        const DecoderScratch& s = *scratch_;
+        const Tokens queries{task.count, size, nullptr, s.query_codes.data() + place, s.query_scales.data() + place / block_columns,
+                             s.query_sums.data() + place / block_columns};
+        const auto tile = [&](int position) { return (position - start) / tile_positions; };
+        kernel_.by_codes[static_cast<int>(WeightType::q8_0)](
+            {task.keys + tile_bytes(cache_type_, size) * (start / tile_positions), attention_chunk, queries, task.scores,
+             attention_chunk, tile(first), tile(last) + 1});
+        task.multiplied = true;
+    }
+    ops_.attend_chunk(cache_type_, task, chunk, state);
 }
 
 void Decoder::attend_batch(int index, std::int64_t head, Range tokens, int thread) {
     AttentionScratch& scratch = scratch_->attention[thread];
-    const AttentionTask task = attention_task(index, head, tokens, scratch);
+    AttentionTask task = attention_task(index, head, tokens, scratch);
     const AttentionState merged = AttentionScratch::state(scratch.merged.data(), task.count);
     const AttentionState chunk = AttentionScratch::state(scratch.chunk.data(), task.count);
     std::fill(merged.largest, merged.largest + task.count, -std::numeric_limits<float>::infinity());
     for (int c = task.first[0] / attention_chunk; c <= task.last[task.count - 1] / attention_chunk; ++c) {
-        ops_.attend_chunk(cache_type_, task, c, chunk);
+        attend_chunk(index, head, tokens.first, task, c, chunk);
         ops_.merge(merged, chunk, task.count, task.head_size);
     }
     ops_.finish(merged, task.count, task.head_size, scratch.out.data());
@@ -285,8 +315,8 @@ void Decoder::attend_chunks(const Pass& pass, int index) {
     };
     pool_.divide(pass.thread, spec_.kv_heads * chunks.count, [&](std::int64_t part) {
         const int head = static_cast<int>(part) / chunks.count, chunk = static_cast<int>(part) % chunks.count;
-        const AttentionTask task = attention_task(index, head, {0, pass.count}, scratch);
-        ops_.attend_chunk(cache_type_, task, chunks.first + chunk, state(head, chunk));
+        AttentionTask task = attention_task(index, head, {0, pass.count}, scratch);
+        attend_chunk(index, head, 0, task, chunks.first + chunk, state(head, chunk));
     });
     pool_.barrier();
     for (int head = pass.thread; head < spec_.kv_heads; head += pool_.size()) {

@@ -43,14 +43,15 @@ struct AttentionScratch {
     std::vector<const float*> queries;
     std::vector<float*> out;
     std::vector<int> first, last;
-    std::vector<float> scores, decoded;
+    std::vector<float> scores, decoded, folded;
     std::vector<float> merged, chunk;  // states: largest, sums, values
 
     AttentionScratch() = default;
     AttentionScratch(int count, int head_size)
         : queries(count), out(count), first(count), last(count),
           scores(static_cast<std::size_t>(count) * attention_chunk),
-          decoded(static_cast<std::size_t>(head_size) * 16), merged(state_floats(count, head_size)), chunk(merged.size()) {}
+          decoded(static_cast<std::size_t>(head_size) * 16), folded(static_cast<std::size_t>(count) * 16),
+          merged(state_floats(count, head_size)), chunk(merged.size()) {}
 
     static std::size_t state_floats(int count, int head_size) { return static_cast<std::size_t>(count) * (head_size + 2); }
 
@@ -61,6 +62,9 @@ struct DecoderScratch {
     ResidualStream shared;                // for many tokens: threads take different ones
     std::vector<ResidualStream> threads;  // for few
     std::vector<float> query, key, value, sum, gate;
+    // Of queries, for q8_0 keys: [key head][pass_tokens][query heads that share it][head_size].
+    std::vector<std::int8_t> query_codes;
+    std::vector<float> query_scales, query_sums;
     Activations attended, inner;
     std::vector<AttentionScratch> attention;  // per thread
     std::vector<float> chunk_states;          // of few tokens' attention, where threads share heads' chunks

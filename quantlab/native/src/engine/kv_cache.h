@@ -2,7 +2,8 @@
 //
 // In a tile of keys the 16 positions lie side by side, column after column, so that a lane is a position and a score
 // needs no sum across lanes. In a tile of values the columns lie side by side, position after position. In q8_0 a tile
-// goes by blocks of 32 columns, each 16 scales in fp16 and then its codes in that same order.
+// goes by blocks of 32 columns, each 16 scales in fp16 and then its codes: of values in that same order, of keys as
+// packed_layout.h has them, so that the keys are a packed matrix whose rows are positions.
 #pragma once
 
 #include "decoder_spec.h"

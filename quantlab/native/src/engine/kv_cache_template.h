@@ -3,6 +3,8 @@
 
 #include "kv_cache.h"
 #include "lanes.h"
+#include "matmul_tiles.h"
+#include "packed_layout.h"
 #include "quantize_token.h"
 
 #include <cstring>
@@ -28,9 +30,12 @@ struct CacheOver {
             for (int d = 0; d < head_size; d += cache_block, tile += tile_block_bytes) {
                 std::int8_t codes[cache_block];
                 store_scale(quantized(key + d, codes), tile, lane);
-                std::uint8_t* columns = tile + tile_scale_bytes;
-                for (int i = 0; i < cache_block; ++i) {
-                    columns[i * tile_positions + lane] = static_cast<std::uint8_t>(codes[i]);
+                std::uint8_t* columns = tile + KeyLayout::codes + 4 * lane;
+                for (int i = 0; i < cache_block; i += 4) {
+                    std::uint32_t four;
+                    std::memcpy(&four, codes + i, sizeof four);
+                    four ^= 0x80808080u;  // plus 128
+                    std::memcpy(columns + 16 * i, &four, sizeof four);
                 }
             }
         }
@@ -66,17 +71,18 @@ struct CacheOver {
         }
         float* out = decoded;
         for (int d = 0; d < head_size; d += cache_block, tile += tile_block_bytes) {
-            const L scales = L::load_half(reinterpret_cast<const std::uint16_t*>(tile));
-            const auto* codes = reinterpret_cast<const std::int8_t*>(tile + tile_scale_bytes);
-            for (int i = 0; i < cache_block; ++i, codes += tile_positions, out += tile_positions) {
-                if (i % 4 == 0) ask_ahead(codes);
-                (L::load_int8(codes) * scales).store(out);
+            const auto scaling = KeyBlock::scaling(tile);
+            for (int chunk = 0; chunk < KeyLayout::chunks; ++chunk) {
+                ask_ahead(tile + KeyLayout::codes + 64 * chunk);
+                const auto codes = KeyBlock::codes(tile, chunk);
+                QUANTLAB_UNROLL
+                for (int i = 0; i < 4; ++i, out += tile_positions) KeyBlock::weight(L::column(codes, i), scaling).store(out);
             }
         }
         return decoded;
     }
 
-    // A tile of values as floats, [16 positions][head_size], likewise.
+    // A tile of values as floats, [16 positions][head_size], likewise. In q8_0 they lack their scales: see value_scales.
     template <CacheType type>
     static const float* values(const std::uint8_t* tile, int head_size, float* decoded) {
         if constexpr (type == CacheType::f32) return reinterpret_cast<const float*>(tile);
@@ -89,21 +95,27 @@ struct CacheOver {
             return decoded;
         }
         for (int d = 0; d < head_size; d += cache_block, tile += tile_block_bytes) {
-            alignas(64) float scales[tile_positions];
-            L::load_half(reinterpret_cast<const std::uint16_t*>(tile)).store(scales);
             const auto* codes = reinterpret_cast<const std::int8_t*>(tile + tile_scale_bytes);
             float* out = decoded + d;
             for (int place = 0; place < tile_positions; ++place, codes += cache_block, out += head_size) {
                 if (place % 2 == 0) ask_ahead(codes);
-                const L scale = L::broadcast(scales[place]);
-                (L::load_int8(codes) * scale).store(out);
-                (L::load_int8(codes + 16) * scale).store(out + 16);
+                L::load_int8(codes).store(out);
+                L::load_int8(codes + 16).store(out + 16);
             }
         }
         return decoded;
     }
 
+    // Of the positions of a q8_0 tile, for columns block * 32 to block * 32 + 31.
+    static QUANTLAB_INLINE L value_scales(const std::uint8_t* tile, int block) {
+        return L::load_half(reinterpret_cast<const std::uint16_t*>(tile + block * tile_block_bytes));
+    }
+
 private:
+    using KeyLayout = BlockLayout<BlockQ8_0>;
+    using KeyBlock = BlockLanes<L, KeyLayout>;
+    static_assert(KeyLayout::bytes == tile_block_bytes && KeyLayout::codes == tile_scale_bytes && group_rows == tile_positions);
+
     // Asks for a line of a later tile. One at a time: asked for all at once, the lines of a tile hold up everything else.
     static QUANTLAB_INLINE void ask_ahead([[maybe_unused]] const void* line) {
 #if defined(__GNUC__)

@@ -69,12 +69,21 @@ private:
         store_tile(sums, job, first_group, token);
     }
 
+    // The same address, which the compiler does not know: activations of the first eight steps are not worth registers.
+    static QUANTLAB_INLINE const std::int8_t* read_again(const std::int8_t* codes) {
+#if defined(__GNUC__)
+        __asm__("" : "+r"(codes));
+#endif
+        return codes;
+    }
+
     template <int token_count>
     static QUANTLAB_INLINE void add_products(const std::uint8_t* block, const std::int8_t* codes, int stride,
                                              Dot (&dots)[token_count]) {
         constexpr int planes = L::template planes<Layout::bits>;
         QUANTLAB_UNROLL
         for (int i = 0; i < 8 * planes; ++i) {
+            if (i == 8) codes = read_again(codes);
             const int chunk = planes == 2 ? i % 8 : i / 2 + i % 2 * 4;  // both nibbles of a vector, then the next
             auto weights = Block::codes(block, chunk);
             if constexpr (planes == 2) {
