@@ -35,12 +35,13 @@ def bench(
         print_json(result)
         return
     low, high = result.decode_spread
+    least, most = (100 * fraction for fraction in result.fraction_spread)
     rows = [
         ("prefill", f"{result.prefill_tokens_per_second:.1f} tokens/s"),
         ("decode", f"{result.decode_tokens_per_second:.1f} tokens/s ({low:.1f} to {high:.1f})"),
         ("weights read per token", human_bytes(result.weight_bytes_per_token)),
         ("memory reads", f"{result.read_bandwidth_gbps:.1f} GB/s"),
-        ("share that decoding takes", f"{100 * result.bandwidth_fraction:.0f} %"),
+        ("share that decoding takes", f"{100 * result.bandwidth_fraction:.0f} % ({least:.0f} to {most:.0f})"),
         ("peak memory", human_bytes(result.peak_rss_bytes)),
     ]
     print_table((f"{result.engine} engine, {result.kernel} kernel, {result.threads} threads", ""), rows)

@@ -25,8 +25,9 @@ Progress = Callable[[int, int, str], None]  # (rounds done, rounds in all, the s
 @dataclass(frozen=True)
 class BenchResult:
     """Medians over `repeat` rounds. `weight_bytes_per_token` is what one decoded token reads of the weights,
-    `read_bandwidth_gbps` what this machine's memory gave the same number of threads in the same minute (1e9 bytes a
-    second), `bandwidth_fraction` the share of it that decoding took; small models stay in a cache and go beyond 1.
+    `read_bandwidth_gbps` what this machine's memory gave the same number of threads right after each round (1e9 bytes a
+    second, the best of five passes), `bandwidth_fraction` the share of it that the round's decoding took; small models
+    stay in a cache and go beyond 1.
     """
 
     prefill_tokens_per_second: float
@@ -35,6 +36,7 @@ class BenchResult:
     weight_bytes_per_token: int
     read_bandwidth_gbps: float
     bandwidth_fraction: float
+    fraction_spread: tuple[float, float]
     peak_rss_bytes: int
     threads: int
     kernel: str
@@ -64,23 +66,26 @@ def bench(
         needed = prompt_tokens + generate_tokens
         raise InputError(f"the model's context holds {engine.context} tokens; {needed} are asked for")
     ids = np.random.default_rng(0).integers(0, engine.vocabulary, prompt_tokens + generate_tokens).tolist()
-    prefill, decode = [], []
+    prefill, decode, bandwidths = [], [], []
     for done in range(repeat):
         speeds = _round(engine, ids, prompt_tokens)
         prefill.append(speeds[0])
         decode.append(speeds[1])
+        if done == 0:  # before the ruler takes memory of its own
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        # On a shared machine the memory's speed changes from minute to minute: each round has its own ruler.
+        bandwidths.append(native.read_bandwidth(RULER_BYTES, used, RULER_PASSES))
         if progress is not None:
             progress(done + 1, repeat, f"decode {statistics.median(decode):.1f} tokens/s")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    bandwidth = native.read_bandwidth(RULER_BYTES, used, RULER_PASSES)
-    speed = statistics.median(decode)
+    fractions = [speed * engine.weight_bytes / bandwidth for speed, bandwidth in zip(decode, bandwidths, strict=True)]
     return BenchResult(
         prefill_tokens_per_second=statistics.median(prefill),
-        decode_tokens_per_second=speed,
+        decode_tokens_per_second=statistics.median(decode),
         decode_spread=(min(decode), max(decode)),
         weight_bytes_per_token=engine.weight_bytes,
-        read_bandwidth_gbps=bandwidth / 1e9,
-        bandwidth_fraction=speed * engine.weight_bytes / bandwidth,
+        read_bandwidth_gbps=statistics.median(bandwidths) / 1e9,
+        bandwidth_fraction=statistics.median(fractions),
+        fraction_spread=(min(fractions), max(fractions)),
         peak_rss_bytes=peak,
         threads=used,
         kernel=native.cpu_kernel(),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quantlab import InputError, quantize_checkpoint
+from quantlab import InputError, native, quantize_checkpoint
 from quantlab.evaluation import bench as evaluation
 
 
@@ -35,9 +35,21 @@ def test_what_a_token_reads(llama_model: Path, tmp_path: Path) -> None:
     low, high = result.decode_spread
     assert 0 < low <= result.decode_tokens_per_second <= high
     assert result.prefill_tokens_per_second > 0
-    fraction = result.decode_tokens_per_second * packed / (result.read_bandwidth_gbps * 1e9)
-    assert result.bandwidth_fraction == pytest.approx(fraction)
+    low, high = result.fraction_spread
+    assert 0 < low <= result.bandwidth_fraction <= high
     assert result.peak_rss_bytes > 1 << 20
+
+
+def test_every_round_has_its_own_ruler(llama_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rulers = iter([4e9, 1e9, 2e9])
+    monkeypatch.setattr(native, "read_bandwidth", lambda *_: next(rulers))
+    speeds = iter([(1.0, 40.0), (2.0, 30.0), (3.0, 20.0)])
+    monkeypatch.setattr(evaluation, "_round", lambda *_: next(speeds))
+    result = evaluation.bench(llama_model, prompt_tokens=20, generate_tokens=4, repeat=3)
+    assert (result.decode_tokens_per_second, result.read_bandwidth_gbps) == (30.0, 2.0)
+    read = result.weight_bytes_per_token
+    assert result.bandwidth_fraction == pytest.approx(10e-9 * read)  # of 10, 30 and 10 tokens a GB
+    assert result.fraction_spread == pytest.approx((10e-9 * read, 30e-9 * read))
 
 
 @pytest.mark.usefixtures("small_ruler")
