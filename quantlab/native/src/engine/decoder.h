@@ -70,9 +70,22 @@ private:
     void run(const Pass& pass, const std::int32_t* tokens, float* logits, int wanted);
     void head(const Pass& pass, float* logits, int wanted);
     void cap_logits(float* row) const;
-    void attend(const Pass& pass, int index);
     void feed_forward(const Pass& pass, const LayerWeights& w);
     void add_to_stream(ResidualStream& stream, std::int64_t token, const Linear& from, const NormWeights& post_norm);
+    ResidualStream& stream_of(const Pass& pass);
+    Range rows_of(const Pass& pass, int count) const;
+    void meet_unless_few(const Pass& pass);
+    void norm(const NormWeights& weights, const float* x, int n, float* out) const;
+    template <typename Work>
+    void divide(const Pass& pass, std::int64_t count, const Work& work);
+    void multiply_together(const Pass& pass, const Linear& linear, const Tokens& x, float* out);
+    void multiply(const Linear& linear, const Tokens& x, float* out, Range rows) const;
+    void quantize(Activations& x, int columns, std::int64_t token, Range part) const;
+    void add_bias(const Linear& linear, float* row, Range part) const;
+    Tokens tokens_of(const Activations& x, int count, int columns) const;
+
+    // decoder_attention.cpp
+    void attend(const Pass& pass, int index);
     bool heads_part() const;
     void prepare(int index, Range heads, Range tokens);
     int batch_tokens() const;
@@ -87,17 +100,6 @@ private:
     void attend_alone(const Pass& pass, int index, const Tokens& input);
     void attend_together(const Pass& pass, int index, const Tokens& input);
     void attend_chunks(const Pass& pass, int index);
-    ResidualStream& stream_of(const Pass& pass);
-    Range rows_of(const Pass& pass, int count) const;
-    void meet_unless_few(const Pass& pass);
-    void norm(const NormWeights& weights, const float* x, int n, float* out) const;
-    template <typename Work>
-    void divide(const Pass& pass, std::int64_t count, const Work& work);
-    void multiply_together(const Pass& pass, const Linear& linear, const Tokens& x, float* out);
-    void multiply(const Linear& linear, const Tokens& x, float* out, Range rows) const;
-    void quantize(Activations& x, int columns, std::int64_t token, Range part) const;
-    void add_bias(const Linear& linear, float* row, Range part) const;
-    Tokens tokens_of(const Activations& x, int count, int columns) const;
     std::uint8_t* keys(int layer, int kv_head);
     std::uint8_t* values(int layer, int kv_head);
 

@@ -1,0 +1,232 @@
+// Attention in a pass: queries, keys and values of a layer, the cache, and what the heads give.
+#include "decoder.h"
+
+#include "decoder_parts.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace quantlab::engine {
+
+void Decoder::attend(const Pass& pass, int index) {
+    DecoderScratch& s = *scratch_;
+    const LayerWeights& w = weights_.layers[index];
+    ResidualStream& stream = stream_of(pass);
+    const int hidden = spec_.hidden, columns = spec_.heads * spec_.head_size;
+    const Range mine = rows_of(pass, pass.count);
+    for (auto t = mine.first; t < mine.last; ++t) {
+        const float* row = stream.x.data() + t * hidden;
+        norm(w.attention_norm, row, hidden, stream.attention_input.values.data() + t * hidden);
+        if (spec_.parallel_residual) norm(w.inner_norm, row, hidden, stream.inner_input.values.data() + t * hidden);
+        quantize(stream.attention_input, hidden, t, {0, hidden});
+    }
+    meet_unless_few(pass);
+    const Tokens input = tokens_of(stream.attention_input, pass.count, hidden);
+    const bool short_context = chunks_seen(pass, index).count == 1 || pool_.size() == 1;
+    if (pass.few && heads_part() && short_context) {
+        attend_alone(pass, index, input);
+    } else {
+        attend_together(pass, index, input);
+    }
+    pool_.barrier();
+    multiply_together(pass, w.output, tokens_of(s.attended, pass.count, columns), s.sum.data());
+    pool_.barrier();
+    for (auto t = mine.first; t < mine.last; ++t) {
+        add_to_stream(stream, t, w.output, w.attention_post_norm);
+        float* ready = stream.inner_input.values.data() + t * hidden;
+        if (!spec_.parallel_residual) norm(w.inner_norm, stream.x.data() + t * hidden, hidden, ready);
+        quantize(stream.inner_input, hidden, t, {0, hidden});
+    }
+    meet_unless_few(pass);
+}
+
+// Whether each thread has key heads of its own, as many as any other, in whole blocks of what attention gives.
+bool Decoder::heads_part() const {
+    const int threads = pool_.size();
+    if (spec_.kv_heads % threads != 0) return false;
+    return threads == 1 || spec_.heads / threads * spec_.head_size % block_columns == 0;
+}
+
+// Biases, norms and rotation of queries and keys; keys and values go to the cache.
+void Decoder::prepare(int index, Range heads, Range tokens) {
+    DecoderScratch& s = *scratch_;
+    const LayerWeights& w = weights_.layers[index];
+    const int size = spec_.head_size, group = spec_.heads / spec_.kv_heads, half = spec_.rotated / 2;
+    const int table = spec_.rope_tables[index];
+    for (auto t = tokens.first; t < tokens.last; ++t) {
+        const std::int64_t at = position_ + t;
+        const auto turn = [&](float* row, std::int64_t head, const Linear& linear, const NormWeights& head_norm) {
+            float* values = row + head * size;
+            if (!linear.bias.empty()) ops_.add(values, linear.bias.data() + head * size, size);
+            if (!head_norm.weight.empty()) norm(head_norm, values, size, values);
+            if (half == 0) return;
+            ops_.rotate(values, weights_.cosines[table].data() + at * half, weights_.sines[table].data() + at * half, half);
+        };
+        float* query = s.query.data() + t * spec_.heads * size;
+        float* key = s.key.data() + t * spec_.kv_heads * size;
+        float* value = s.value.data() + t * spec_.kv_heads * size;
+        for (auto head = heads.first; head < heads.last; ++head) {
+            for (auto g = head * group; g < (head + 1) * group; ++g) turn(query, g, w.query, w.query_norm);
+            turn(key, head, w.key, w.key_norm);
+            if (!w.value.bias.empty()) ops_.add(value + head * size, w.value.bias.data() + head * size, size);
+            const int place = static_cast<int>(at), kv = static_cast<int>(head);
+            ops_.store_key(cache_type_, keys(index, kv), place, key + head * size, size);
+            ops_.store_value(cache_type_, values(index, kv), place, value + head * size, size);
+            if (!int8_scores()) continue;
+            const std::int64_t to = query_place(head, t);
+            kernel_.quantize_token(query + head * group * size, group * size, s.query_codes.data() + to,
+                                   s.query_scales.data() + to / block_columns, s.query_sums.data() + to / block_columns);
+        }
+    }
+}
+
+// Where in query_codes the queries of a token and key head start.
+std::int64_t Decoder::query_place(std::int64_t head, std::int64_t token) const {
+    return (head * pass_tokens + token) * (spec_.heads / spec_.kv_heads) * spec_.head_size;
+}
+
+Decoder::Range Decoder::batch_at(const Pass& pass, int token) const {
+    return {token, std::min(pass.count, token + batch_tokens())};
+}
+
+int Decoder::batch_tokens() const { return std::max(1, attention_queries / (spec_.heads / spec_.kv_heads)); }
+
+// The attention of tokens' queries that share a key head.
+AttentionTask Decoder::attention_task(int index, std::int64_t head, Range tokens, AttentionScratch& scratch) {
+    DecoderScratch& s = *scratch_;
+    const int size = spec_.head_size, group = spec_.heads / spec_.kv_heads, window = spec_.windows[index];
+    int count = 0;
+    for (auto t = tokens.first; t < tokens.last; ++t) {
+        const int last = position_ + static_cast<int>(t);
+        for (auto g = head * group; g < (head + 1) * group; ++g, ++count) {
+            const std::int64_t at = (t * spec_.heads + g) * size;
+            scratch.queries[count] = s.query.data() + at;
+            scratch.out[count] = s.attended.values.data() + at;
+            scratch.first[count] = window == 0 ? 0 : std::max(0, last - window + 1);
+            scratch.last[count] = last;
+        }
+    }
+    const int kv = static_cast<int>(head);
+    return {scratch.queries.data(), scratch.first.data(), scratch.last.data(), count, keys(index, kv), values(index, kv), size,
+            spec_.attention_scale, spec_.attention_cap, scratch.scores.data(), false, scratch.decoded.data(),
+            scratch.folded.data()};
+}
+
+// One chunk of positions. Keys in q8_0 are multiplied by int8 queries as the packed matrix that they are.
+void Decoder::attend_chunk(int index, std::int64_t head, std::int64_t first_token, AttentionTask& task, int chunk,
+                           const AttentionState& state) {
+    if (int8_scores()) {
+        const int start = chunk * attention_chunk, size = spec_.head_size;
+        const int last = std::min(start + attention_chunk - 1, *std::max_element(task.last, task.last + task.count));
+        const int first = std::max(start, *std::min_element(task.first, task.first + task.count));
+        const std::int64_t place = query_place(head, first_token);
+        const DecoderScratch& s = *scratch_;
+        const Tokens queries{task.count, size, nullptr, s.query_codes.data() + place, s.query_scales.data() + place / block_columns,
+                             s.query_sums.data() + place / block_columns};
+        const auto tile = [&](int position) { return (position - start) / tile_positions; };
+        kernel_.by_codes[static_cast<int>(WeightType::q8_0)](
+            {task.keys + tile_bytes(cache_type_, size) * (start / tile_positions), attention_chunk, queries, task.scores,
+             attention_chunk, tile(first), tile(last) + 1});
+        task.multiplied = true;
+    }
+    ops_.attend_chunk(cache_type_, task, chunk, state);
+}
+
+void Decoder::attend_batch(int index, std::int64_t head, Range tokens, int thread) {
+    AttentionScratch& scratch = scratch_->attention[thread];
+    AttentionTask task = attention_task(index, head, tokens, scratch);
+    const AttentionState merged = AttentionScratch::state(scratch.merged.data(), task.count);
+    const AttentionState chunk = AttentionScratch::state(scratch.chunk.data(), task.count);
+    std::fill(merged.largest, merged.largest + task.count, -std::numeric_limits<float>::infinity());
+    for (int c = task.first[0] / attention_chunk; c <= task.last[task.count - 1] / attention_chunk; ++c) {
+        attend_chunk(index, head, tokens.first, task, c, chunk);
+        ops_.merge(merged, chunk, task.count, task.head_size);
+    }
+    ops_.finish(merged, task.count, task.head_size, scratch.out.data());
+}
+
+// The chunks of positions that a pass's tokens see.
+Decoder::Chunks Decoder::chunks_seen(const Pass& pass, int index) const {
+    const int window = spec_.windows[index];
+    const int first = (window == 0 ? 0 : std::max(0, position_ - window + 1)) / attention_chunk;
+    return {first, (position_ + pass.count - 1) / attention_chunk - first + 1};
+}
+
+// Few tokens in a short context: each thread goes from its key heads' rows to their attention by itself.
+void Decoder::attend_alone(const Pass& pass, int index, const Tokens& input) {
+    DecoderScratch& s = *scratch_;
+    const LayerWeights& w = weights_.layers[index];
+    const int size = spec_.head_size, group = spec_.heads / spec_.kv_heads;
+    const Range heads = share(spec_.kv_heads, pass.thread, pool_.size());
+    const Range keys{heads.first * size, heads.last * size}, queries{keys.first * group, keys.last * group};
+    multiply(w.query, input, s.query.data(), queries);
+    multiply(w.key, input, s.key.data(), keys);
+    multiply(w.value, input, s.value.data(), keys);
+    prepare(index, heads, {0, pass.count});
+    for (auto head = heads.first; head < heads.last; ++head) {
+        for (int t = 0; t < pass.count; t += batch_tokens()) attend_batch(index, head, batch_at(pass, t), pass.thread);
+    }
+    for (int t = 0; t < pass.count; ++t) quantize(s.attended, spec_.heads * size, t, queries);
+}
+
+void Decoder::attend_together(const Pass& pass, int index, const Tokens& input) {
+    DecoderScratch& s = *scratch_;
+    const LayerWeights& w = weights_.layers[index];
+    multiply_together(pass, w.query, input, s.query.data());
+    multiply_together(pass, w.key, input, s.key.data());
+    multiply_together(pass, w.value, input, s.value.data());
+    pool_.barrier();
+    const Range units = share(static_cast<std::int64_t>(pass.count) * spec_.kv_heads, pass.thread, pool_.size());
+    for (auto unit = units.first; unit < units.last; ++unit) {
+        const std::int64_t t = unit / spec_.kv_heads, head = unit % spec_.kv_heads;
+        prepare(index, {head, head + 1}, {t, t + 1});
+    }
+    pool_.barrier();
+    if (pass.few && chunks_seen(pass, index).count > 1 && pool_.size() > 1) {
+        attend_chunks(pass, index);
+    } else {
+        const int batches = (pass.count + batch_tokens() - 1) / batch_tokens();
+        pool_.divide(pass.thread, batches * spec_.kv_heads, [&](std::int64_t part) {
+            attend_batch(index, part / batches, batch_at(pass, static_cast<int>(part % batches) * batch_tokens()), pass.thread);
+        });
+    }
+    pool_.barrier();
+    const int columns = spec_.heads * spec_.head_size;
+    const Range mine = share(columns, pass.thread, pool_.size(), block_columns);
+    for (int t = 0; t < pass.count; ++t) quantize(s.attended, columns, t, mine);
+}
+
+// A long context and few tokens: threads share the chunks of positions.
+void Decoder::attend_chunks(const Pass& pass, int index) {
+    const Chunks chunks = chunks_seen(pass, index);
+    AttentionScratch& scratch = scratch_->attention[pass.thread];
+    const int count = pass.count * (spec_.heads / spec_.kv_heads), size = spec_.head_size;
+    const std::size_t floats = AttentionScratch::state_floats(count, size);
+    const auto state = [&](int head, int chunk) {
+        const std::size_t place = static_cast<std::size_t>(head) * chunks.count + chunk;
+        return AttentionScratch::state(scratch_->chunk_states.data() + place * floats, count);
+    };
+    pool_.divide(pass.thread, spec_.kv_heads * chunks.count, [&](std::int64_t part) {
+        const int head = static_cast<int>(part) / chunks.count, chunk = static_cast<int>(part) % chunks.count;
+        AttentionTask task = attention_task(index, head, {0, pass.count}, scratch);
+        attend_chunk(index, head, 0, task, chunks.first + chunk, state(head, chunk));
+    });
+    pool_.barrier();
+    for (int head = pass.thread; head < spec_.kv_heads; head += pool_.size()) {
+        const AttentionState merged = AttentionScratch::state(scratch.merged.data(), count);
+        std::fill(merged.largest, merged.largest + count, -std::numeric_limits<float>::infinity());
+        for (int chunk = 0; chunk < chunks.count; ++chunk) ops_.merge(merged, state(head, chunk), count, size);
+        attention_task(index, head, {0, pass.count}, scratch);
+        ops_.finish(merged, count, size, scratch.out.data());
+    }
+}
+
+std::uint8_t* Decoder::keys(int layer, int kv_head) {
+    return key_cache_.get() + (static_cast<std::size_t>(layer) * spec_.kv_heads + kv_head) * head_bytes_;
+}
+
+std::uint8_t* Decoder::values(int layer, int kv_head) {
+    return value_cache_.get() + (static_cast<std::size_t>(layer) * spec_.kv_heads + kv_head) * head_bytes_;
+}
+
+}  // namespace quantlab::engine
