@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
+
+from quantlab.cli.signals import heed_signals
+
+# What the system says of a path that the user gave, where no reader or writer said more.
+_WRONG_PATH = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 
 
 def main() -> None:
     """Run the command line; exits with 0 done, 2 wrong request or input, 130 interrupted, 1 anything else."""
-    signal.signal(signal.SIGTERM, _terminate)
+    heed_signals()
     sys.exit(_run())
-
-
-def _terminate(signal_number: int, frame: object) -> None:
-    raise SystemExit(128 + signal_number)  # unwinds, so that temporary folders go
 
 
 def _run() -> int:
@@ -40,6 +40,12 @@ def _run() -> int:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _fail("the disk is full; nothing was left half-written", 1)
+        if error.errno in _WRONG_PATH and isinstance(error.filename, str | bytes):
+            return _fail(f"{os.fsdecode(error.filename)}: {error.strerror}; choose another name", 2)
+        if error.errno in (errno.EFBIG, errno.EDQUOT):
+            return _fail(f"cannot write so much: {error.strerror}; nothing was left half-written", 1)
+        if error.errno == errno.ENOENT and error.filename is None:  # of getcwd
+            return _fail("the current folder is not there any more; change to another one", 2)
         return _unexpected(error)
     except Exception as error:
         return _unexpected(error)

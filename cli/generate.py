@@ -115,6 +115,8 @@ def _checked(prompt: str) -> str:
 def _standard_input() -> str:
     from quantlab.errors import InputError
 
+    if sys.stdin is None:
+        raise InputError("standard input is closed; give the prompt itself instead of -")
     try:
         return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
     except UnicodeDecodeError:

@@ -37,7 +37,7 @@ def quantize(
         File, typer.Option("--calibration", help="Text, or .jsonl of text or messages.", show_default="bundled text")
     ] = None,
     calibration_samples: Annotated[
-        int | None, typer.Option("--calibration-samples", help="Windows to read.", show_default="128")
+        int | None, typer.Option("--calibration-samples", help="Windows to read.", show_default="128; search: 16")
     ] = None,
     calibration_length: Annotated[
         int | None, typer.Option("--calibration-length", help="Tokens in each.", show_default="512, if the model can")
@@ -46,6 +46,9 @@ def quantize(
     calibration_dtype: Annotated[
         str, typer.Option("--calibration-dtype", help="float32, or bfloat16 where the processor is fast with it.")
     ] = "float32",
+    calibration_activations: Annotated[
+        str, typer.Option("--calibration-activations", help="int8, as the engine multiplies, or float (slower).")
+    ] = "int8",
     statistics: Annotated[
         File, typer.Option("--statistics", help="Of an earlier run's --statistics-out, instead of calibration.")
     ] = None,
@@ -100,6 +103,7 @@ def quantize(
         statistics_out=statistics_out,
         resume=resume,
         dtype=calibration_dtype,
+        activations=calibration_activations,
         method_options={name: value for name, value in tuning.items() if value is not None},
     )
     common = {"method": method, "overwrite": overwrite, "dry_run": dry_run, "threads": threads}
@@ -169,4 +173,5 @@ def _print_tables(result: QuantizeReport, out: Path, dry_run: bool) -> None:
         f"{human_bytes(result.bytes)}, {result.bits_per_weight:.3f} bits per weight, {result.seconds:.1f} s"
     )
     print_notes(result.notes)
-    print("dry run: nothing was written" if dry_run else f"written: {out}")
+    size = "" if result.file_bytes is None else f", {human_bytes(result.file_bytes)}"
+    print(f"dry run: nothing was written (to {out}{size})" if dry_run else f"written: {out}{size}")

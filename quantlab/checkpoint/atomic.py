@@ -46,6 +46,7 @@ def atomic_file(destination: Path, replace: bool) -> Iterator[Path]:
 @contextlib.contextmanager
 def _atomic(destination: Path, replace: bool) -> Iterator[Path]:
     destination = Path(os.path.abspath(destination))  # noqa: PTH100 resolve() would follow a link at the destination
+    _check_replaceable(destination)
     if not replace:
         _check_free(destination)
     temporary = destination.with_name(f".{destination.name}.partial")
@@ -64,6 +65,16 @@ def _atomic(destination: Path, replace: bool) -> Iterator[Path]:
             raise
 
 
+def _check_replaceable(destination: Path) -> None:
+    """A device, a pipe or a socket is no checkpoint, whatever the user allows to overwrite: think of /dev/null. Nor is
+    the folder that the user is in: an empty name stands for it.
+    """
+    if Path.cwd().is_relative_to(destination):
+        raise InputError(f"{destination}: is the current folder, or one around it; choose another name")
+    if destination.exists() and not (destination.is_file() or destination.is_dir()):
+        raise InputError(f"{destination}: is neither a file nor a folder; choose another name")
+
+
 def _check_free(destination: Path) -> None:
     if os.path.lexists(destination):
         raise InputError(f"{destination}: exists already; choose another name or pass --overwrite")
@@ -77,6 +88,8 @@ def _locked(lock: Path, destination: Path) -> Iterator[None]:
         descriptor = _acquire(lock)
     except BlockingIOError:
         raise InputError(f"{destination}: another process is writing it; wait, or choose another name") from None
+    except FileExistsError:
+        raise InputError(f"{lock.parent}: cannot be written: Not a directory") from None
     except OSError as error:
         raise InputError(f"{lock.parent}: cannot be written: {error.strerror}") from None
     try:

@@ -29,7 +29,7 @@ from quantlab.checkpoint.gguf_types import (
     ElementType,
     element_type,
 )
-from quantlab.checkpoint.positioned import open_to_read, read_exactly, read_into
+from quantlab.checkpoint.positioned import CUT_SHORT, DAMAGED, open_to_read, read_exactly, read_into
 from quantlab.checkpoint.tensors import check_name
 from quantlab.errors import InputError
 
@@ -127,7 +127,7 @@ class _Header:
     def _check_room(self, count: int, what: str) -> None:
         left = self._size - self._at
         if count > left:
-            raise self._fault(f"{what} claims {count} bytes where {left} are left; damaged or cut short")
+            raise self._fault(f"{what} claims {count} bytes where {left} are left; {DAMAGED}")
         if self._at + count > MAX_HEADER_BYTES:
             raise self._fault(
                 f"{what} goes on beyond {MAX_HEADER_BYTES} bytes of header, which no model needs; damaged"
@@ -163,7 +163,7 @@ class _Header:
         # one of them, type, offset.
         for count, least, what in ((entries, 13, "metadata entries"), (tensors, 32, "tensors")):
             if count > min((self._size - self._at) // least, MAX_COUNT):
-                raise self._fault(f"claims {count} {what} in {self._size} bytes; damaged or cut short")
+                raise self._fault(f"claims {count} {what} in {self._size} bytes; {DAMAGED}")
         return tensors, entries
 
     def _read_metadata(self) -> None:
@@ -278,7 +278,7 @@ class _Header:
                 raise self._fault(f"{where}: a gap of {entry.offset - end} bytes before it; damaged")
             if entry.offset + entry.nbytes > self._size:
                 last = entry.offset + entry.nbytes
-                raise self._fault(f"{where}: its data ends at byte {last} of {self._size}; the file is cut short")
+                raise self._fault(f"{where}: its data ends at byte {last} of {self._size}; {CUT_SHORT}")
             end, previous = -(-(entry.offset + entry.nbytes) // alignment) * alignment, entry.name
         if self._size > end:
             raise self._fault(f"{self._size - end} bytes at its end belong to no tensor; damaged")

@@ -7,7 +7,8 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from quantlab.checkpoint.atomic import atomic_file
 from quantlab.checkpoint.gguf_architectures import head_counts
 from quantlab.checkpoint.gguf_config import metadata_of
-from quantlab.checkpoint.gguf_header import PlannedTensor, serialize_header
+from quantlab.checkpoint.gguf_header import Header, PlannedTensor, serialize_header
 from quantlab.checkpoint.gguf_types import DEFAULT_ALIGNMENT, FLOAT_TYPES, PLAIN_TYPES
 from quantlab.checkpoint.positioned import write_all
 from quantlab.checkpoint.tensors import DTYPE_BYTES, TensorEntry, to_fp32
@@ -30,6 +31,21 @@ QUANTIZATION_VERSION = 2  # of ggml's block layouts
 FILE_TYPES = {"F32": 0, "F16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "BF16": 32}
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """The file to be. `computed` tensors follow from the configuration; `norms` are those whose residuals are kept."""
+
+    header: Header
+    tensors: list[PlannedTensor]
+    computed: dict[str, np.ndarray]
+    norms: list[TensorEntry]
+
+    @property
+    def file_bytes(self) -> int:
+        last = max((tensor.offset + tensor.nbytes for tensor in self.tensors), default=0)
+        return len(self.header.content) + _aligned(last)
+
+
 class GgufWriter(CheckpointWriter):
     """Writes one GGUF file for llama.cpp and for us, with the tokenizer of `companions`; see `CheckpointWriter`.
 
@@ -41,7 +57,17 @@ class GgufWriter(CheckpointWriter):
         InputError: also, what GGUF or llama.cpp cannot hold of this model.
     """
 
-    def _open(self, stack: contextlib.ExitStack) -> None:
+    @property
+    def file_bytes(self) -> int:
+        """Of the whole file to be: header, padding and tensors. Known without opening, as `tensor_bytes` is then.
+
+        Raises:
+            InputError: what GGUF or llama.cpp cannot hold of this model.
+        """
+        return self._layout.file_bytes
+
+    @cached_property
+    def _layout(self) -> _Layout:
         source = str(self.destination)
         rows = self.entries[self.family.embedding].shape[0] if self.family.embedding in self.entries else 0
         described = metadata_of({**self.config, "tie_word_embeddings": self._is_tied()}, rows, source)
@@ -57,23 +83,27 @@ class GgufWriter(CheckpointWriter):
         norms = [entry for entry in self.entries.values() if self.family.gguf_offset(entry.name)]
         if norms:
             metadata[NORM_RESIDUALS] = np.zeros(sum(entry.elements for entry in norms), np.float32)
-        header = serialize_header(metadata, planned)
-        self._start_file(stack, header.content, planned)
-        self._checksum_offset = header.value_offsets[CHECKSUMS]
-        self._residual_offsets = dict(_running(norms, header.value_offsets.get(NORM_RESIDUALS, 0)))
+        return _Layout(serialize_header(metadata, planned), planned, described.tensors, norms)
+
+    def _open(self, stack: contextlib.ExitStack) -> None:
+        layout = self._layout
+        offsets = layout.header.value_offsets
+        self._start_file(stack, layout)
+        self._checksum_offset = offsets[CHECKSUMS]
+        self._residual_offsets = dict(_running(layout.norms, offsets.get(NORM_RESIDUALS, 0)))
         self._checksums: dict[str, str] = {}
-        for name, values in described.tensors.items():
+        for name, values in layout.computed.items():
             self._put(name, values.astype("<f4").view(np.uint8).reshape(-1))
 
-    def _start_file(self, stack: contextlib.ExitStack, header: bytes, planned: list[PlannedTensor]) -> None:
+    def _start_file(self, stack: contextlib.ExitStack, layout: _Layout) -> None:
         path = stack.enter_context(atomic_file(self.destination, self.replace))
-        self._planned_order = [tensor.name for tensor in planned]
-        self._places = {tensor.name: len(header) + tensor.offset for tensor in planned}
-        size = len(header) + (_aligned(planned[-1].offset + planned[-1].nbytes) if planned else 0)
-        self._check_disk_space(size, path.parent)
+        header = layout.header.content
+        self._planned_order = [tensor.name for tensor in layout.tensors]
+        self._places = {tensor.name: len(header) + tensor.offset for tensor in layout.tensors}
+        self._check_disk_space(layout.file_bytes, path.parent)
         self._descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o644)
         stack.callback(os.close, self._descriptor)
-        os.ftruncate(self._descriptor, size)
+        os.ftruncate(self._descriptor, layout.file_bytes)
         write_all(self._descriptor, memoryview(header), 0)
 
     def _is_tied(self) -> bool:

@@ -11,6 +11,9 @@ import numpy as np
 from quantlab.errors import InputError
 
 READ_CHUNK = 1 << 26  # Linux reads at most 2 GiB at a time
+# What headers that promise more than their files hold mean, and how to mend it.
+DAMAGED = "damaged or cut short; download it again"
+CUT_SHORT = "the file is cut short; download it again"
 
 
 def open_to_read(path: Path) -> int:

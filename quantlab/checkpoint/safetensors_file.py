@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from quantlab.checkpoint.json_file import parse_json
-from quantlab.checkpoint.positioned import open_to_read, read_exactly, read_into
+from quantlab.checkpoint.positioned import CUT_SHORT, DAMAGED, open_to_read, read_exactly, read_into
 from quantlab.checkpoint.tensors import DTYPE_BYTES, TensorEntry, check_name
 from quantlab.errors import InputError
 
@@ -67,7 +67,7 @@ def _read_header(descriptor: int, path: Path) -> tuple[dict[str, str], dict[str,
         raise InputError(f"{path}: {size} bytes are no safetensors file; download it again")
     (header_bytes,) = struct.unpack("<Q", read_exactly(descriptor, 8, 0, path, "its header").tobytes())
     if header_bytes > min(size - 8, MAX_HEADER_BYTES):
-        raise InputError(f"{path}: claims a header of {header_bytes} bytes in a file of {size}; damaged or cut short")
+        raise InputError(f"{path}: claims a header of {header_bytes} bytes in a file of {size}; {DAMAGED}")
     header = _parse(read_exactly(descriptor, header_bytes, 8, path, "its header").tobytes(), path)
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
@@ -119,7 +119,7 @@ def _check_entry(name: str, field: Any, data_bytes: int, path: Path) -> tuple[Te
     if not all(type(n) is int and n >= 0 for n in numbers):
         raise InputError(f"{path}: tensor {name}: shape or offsets are no non-negative whole numbers")
     if not begin <= end <= data_bytes:
-        raise InputError(f"{path}: tensor {name}: its data ends at byte {end} of {data_bytes}; the file is cut short")
+        raise InputError(f"{path}: tensor {name}: its data ends at byte {end} of {data_bytes}; {CUT_SHORT}")
     if not _is_possible(shape):
         raise InputError(f"{path}: tensor {name}: shape {reprlib.repr(shape)} is impossible; damaged")
     entry = TensorEntry(name, dtype, tuple(shape))

@@ -37,6 +37,8 @@ def local_model(model: str | Path) -> Path:
     try:
         path = Path(model).expanduser()
         exists = path.exists()
+    except PermissionError as error:
+        raise InputError(f"{model}: cannot be read: {error.strerror}") from None
     except (RuntimeError, OSError, ValueError):  # ~name of nobody; a name too long; a zero byte in it
         raise InputError(f"{str(model)[:200]}: no such folder or file") from None
     if path.is_dir():

@@ -93,7 +93,9 @@ def _folder_backend(folder: Path) -> tokenizers.Tokenizer:
             return _from_sentencepiece(folder)
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             return _from_merges(folder)
-    raise InputError(f"{folder}: holds no tokenizer (tokenizer.json, tokenizer.model, or vocab.json and merges.txt)")
+    files = "tokenizer.json, tokenizer.model, or vocab.json and merges.txt"
+    way_out = "copy it from the original model" if (folder / "config.json").is_file() else "is this a model folder?"
+    raise InputError(f"{folder}: holds no tokenizer ({files}); {way_out}")
 
 
 def parse_tokenizer(text: str, where: str) -> tokenizers.Tokenizer:

@@ -14,7 +14,7 @@ the fifth bit of element j. This file imports no torch until a tensor is at hand
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from quantlab.errors import InputError
@@ -28,7 +28,7 @@ BLOCK_SIZE = 32  # weights
 @dataclass(frozen=True)
 class BlockFormat:
     """One block format. `levels` is the number of codes in use; fewer than the format's own make a stress variant
-    in the same bytes (`dataclasses.replace(FORMATS["q4_1"], levels=8)`).
+    in the same bytes (`FORMATS["q4_1"].with_levels(8)`).
     """
 
     name: str
@@ -52,6 +52,19 @@ class BlockFormat:
     def header_bytes(self) -> int:
         """Bytes of fp16 scales at the start of a block: d, and m where there is one."""
         return 4 if self.has_minimum else 2
+
+    def with_levels(self, levels: int | None) -> BlockFormat:
+        """The format with so many codes in use; None leaves it as it is.
+
+        Raises:
+            InputError: it has not so many, or needs more: q8_0 has as many codes below zero as above.
+        """
+        if levels is None:
+            return self
+        fewest = 3 if self.code_bits == 8 else 2
+        if not fewest <= levels <= self.levels:
+            raise InputError(f"{self.name} cannot use {levels} levels; choose {fewest} to {self.levels}")
+        return replace(self, levels=levels)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether a tensor of this shape can be packed: two dimensions, rows of whole blocks."""

@@ -93,7 +93,7 @@ def complete(
         InputError: an empty stop string, a prompt longer than the context, or no room to generate.
     """
     if max_tokens < 1:
-        raise InputError("at least one token must be asked for")
+        raise InputError(f"{max_tokens} tokens to generate: at least one token must be asked for")
     if "" in stop:
         raise InputError("a stop string is empty")
     params = params or SamplingParams()

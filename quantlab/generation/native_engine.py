@@ -90,6 +90,7 @@ class NativeEngine(Engine):
             raise InputError(f"threads {threads}: at least 1 is needed")
         if threads is not None and threads > MAX_THREADS:
             raise InputError(f"threads {threads}: at most {MAX_THREADS} can be used")
+        native.cpu_kernel()  # an error for a kernel that does not exist
         check_shapes(checkpoint)
         self._path = checkpoint.path
         self.description = describe(checkpoint.config, str(checkpoint.path))

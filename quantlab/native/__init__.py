@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -206,26 +207,45 @@ def multiply_int8(
         TypeError: an array of another type, number of dimensions or memory layout, or an `out` that is read-only.
         InputError: as `cpu_kernel`.
 
-    Other Python threads run meanwhile; those that multiply take turns, unless the products are small.
+    Other Python threads run meanwhile; those that multiply on several threads take turns.
     """
     cpu_kernel()
+    tokens, rows = _row_count(values), _row_count(blocks)
     if out is None:
-        out = np.empty((np.shape(values)[0], np.shape(blocks)[0]), np.float32)
-    work = np.size(blocks) * (4 + len(values))  # taking a byte's weights from their rows costs as much as four tokens
+        out = np.empty((tokens, rows), np.float32)
+    work = np.size(blocks) * (4 + tokens)  # taking a byte's weights from their rows costs as much as four tokens
     wanted = _threads(threads)
-    _core.multiply_file_rows(
-        _pool(wanted if work > _LEAST_SHARED_WORK else min(wanted, 1)), format, blocks, values, out
-    )
+    pool = _pool(wanted) if wanted != 1 and work > _LEAST_SHARED_WORK else _own_pool(wanted)
+    _core.multiply_file_rows(pool, format, blocks, values, out)
     return out
 
 
 _LEAST_SHARED_WORK = 1 << 19  # some 50 microseconds: waking another thread takes as long
 
 
-@lru_cache(maxsize=2)  # of one thread, and of as many as the process uses
+class _OwnPool(threading.local):
+    """Each Python thread's own, of itself alone."""
+
+    def __init__(self) -> None:
+        self.pool = _core.ThreadPool(1)
+
+
+_own = _OwnPool()
+
+
+def _own_pool(wanted: int) -> _core.ThreadPool:
+    return _own.pool if wanted >= 1 else _pool(wanted)  # which says what is wrong
+
+
+@lru_cache(maxsize=2)  # of as many as the process uses
 def _pool(threads: int) -> _core.ThreadPool:
     """Threads that sleep between calls; a forked child starts its own."""
     return _core.ThreadPool(threads)
+
+
+def _row_count(array: Array) -> int:
+    """0 for what is no matrix: the core says what is wrong with it."""
+    return len(array) if isinstance(array, np.ndarray) and array.ndim == 2 else 0
 
 
 def relative_error(sums: npt.NDArray[np.float64]) -> float:

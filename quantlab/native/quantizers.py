@@ -4,8 +4,9 @@ Weights are float32 [rows, columns], columns a multiple of 32; blocks are uint8 
 except by `search`. Arrays are C-contiguous. Bytes do not depend on the number of threads or on the processor; see the
 package for QUANTLAB_CPU_KERNEL. Other Python threads run meanwhile.
 
-Every function raises ValueError for an unknown format, levels it cannot use or shapes that do not belong together, and
-TypeError for arrays of another type, number of dimensions or memory layout.
+Every function raises ValueError for an unknown format, levels it cannot use, shapes that do not belong together,
+weights that are not finite or efforts beyond 1000, and TypeError for arrays of another type, number of dimensions or
+memory layout.
 """
 
 from __future__ import annotations
@@ -84,8 +85,7 @@ def search(
     A block is rounded to nearest if that has the lower error, weighted by `importance`.
     """
     cpu_kernel()
-    rows, columns = weights.shape
-    blocks = np.empty((rows, _core.row_bytes(format, columns)), np.uint8)
+    blocks = _empty_blocks(format, weights)
     _core.search_scales(
         format, levels, weights, importance, by_magnitude, effort.clips, effort.rounds, _threads(threads), blocks
     )
@@ -114,15 +114,14 @@ def feed_back(
         blocks: take the scales from these, and change only the codes.
         trials: rounds of moving a block's ends by the error that feedback leaves.
     """
-    rows, columns = weights.shape
     given = blocks is not None
     if blocks is None:
-        blocks = np.empty((rows, _core.row_bytes(format, columns)), np.uint8)
+        blocks = _empty_blocks(format, weights)
     _core.feed_back_errors(
         format,
         levels,
         weights,
-        factor.core,
+        _core_of("factor", factor, FeedbackFactor),
         importance,
         given,
         effort.clips,
@@ -148,7 +147,8 @@ def refit(
 
     `ridge` is added to the normal equations' diagonal, relative to it.
     """
-    _core.refit_scales(format, levels, weights, moment.core, ridge, _threads(threads), blocks)
+    known = _core_of("moment", moment, SecondMoment)
+    _core.refit_scales(format, levels, weights, known, ridge, _threads(threads), blocks)
 
 
 def descend(
@@ -173,7 +173,8 @@ def descend(
         scales: let least squares move the block's scales after each pass.
     """
     anew = -1 if trials is None else trials
-    _core.descend(format, levels, weights, moment.core, sweeps, anew, passes, scales, _threads(threads), blocks)
+    known = _core_of("moment", moment, SecondMoment)
+    _core.descend(format, levels, weights, known, sweeps, anew, passes, scales, _threads(threads), blocks)
 
 
 def refine(
@@ -201,9 +202,27 @@ def weighted_squares(
     """x H x^T and x x^T of each row, float64 [rows, 2]: x its rounding errors or, without `blocks`, its weights; H has
     the damping it was made with.
     """
-    sums = np.empty((len(weights), 2))
-    _core.measure_errors(format, weights, moment.core, _threads(threads), blocks, sums)
+    sums = np.empty((_extents(weights)[0], 2))
+    known = _core_of("moment", moment, SecondMoment)
+    _core.measure_errors(format, weights, known, _threads(threads), blocks, sums)
     return sums
+
+
+def _extents(weights: Floats) -> tuple[int, int]:
+    """Rows and columns; none of what is no matrix, and the core says what is wrong with it."""
+    is_matrix = isinstance(weights, np.ndarray) and weights.ndim == 2
+    return weights.shape if is_matrix else (0, 0)
+
+
+def _empty_blocks(format: str, weights: Floats) -> Blocks:
+    rows, columns = _extents(weights)
+    return np.empty((rows, _core.row_bytes(format, columns)), np.uint8)
+
+
+def _core_of(name: str, given: FeedbackFactor | SecondMoment, expected: type) -> object:
+    if not isinstance(given, expected):
+        raise TypeError(f"{name}: expected a {expected.__name__}, got {type(given).__name__}")
+    return given.core
 
 
 def _threads(threads: int | None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -68,7 +68,7 @@ def quantize_weight(
         InputError: a shape that does not fit the format, NaN or infinity in the weight or in the statistics, statistics
             of another shape, a scale beyond fp16, levels out of range.
     """
-    chosen = _with_levels(format_named(format), levels)
+    chosen = format_named(format).with_levels(levels)
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}; choose one of: {', '.join(METHODS)}")
     nearest = chosen.quantize(weight, name)  # finds everything that is wrong with a weight
@@ -135,17 +135,17 @@ class _Task:
     def measured(self, blocks: npt.NDArray[np.uint8], note: str | None, *, by_tiles: bool = False) -> QuantizedWeight:
         """The result of `blocks`, its errors weighted by column or, if they are known, by tiles."""
         known = self.statistics.known_tiles() if by_tiles and self.statistics is not None else None
-        importance = importance_of(self.statistics, self.values.shape[1]).astype(np.float64)
-        tiles = None if known is None else known.detach().cpu().numpy().astype(np.float64)
+        importance = torch.from_numpy(importance_of(self.statistics, self.values.shape[1])).double()
+        weights = importance if known is None else known.detach().cpu().double()
         packed = PackedTensor(torch.from_numpy(blocks), self.format)
         sums = np.zeros(4)  # of squared errors and weights, weighted and plain
         step = max(1, (1 << 20) // self.values.shape[1])  # rows at a time: memory stays flat
         for start in range(0, len(self.values), step):
-            original = self.values[start : start + step].astype(np.float64)
-            errors = original - self.format.dequantize(packed.blocks[start : start + step]).numpy()
+            original = torch.from_numpy(self.values[start : start + step])
+            errors = original - self.format.dequantize(packed.blocks[start : start + step])
             pair = (errors, original)
-            sums[:2] += [_weighted(rows, importance, tiles) for rows in pair]
-            sums[2:] += [(rows**2).sum() for rows in pair]
+            sums[:2] += [_weighted(rows, weights) for rows in pair]
+            sums[2:] += [float(rows.square().sum(dtype=torch.float64)) for rows in pair]
         return QuantizedWeight(packed, note, _ratio(sums[2], sums[3]) ** 0.5, max(0.0, _ratio(sums[0], sums[1])))
 
     def _squares(
@@ -165,23 +165,13 @@ class _Task:
         return "; ".join(notes) or None
 
 
-def _weighted(
-    rows: npt.NDArray[np.float64], importance: npt.NDArray[np.float64], tiles: npt.NDArray[np.float64] | None
-) -> float:
-    if tiles is None:
-        return float((rows**2).sum(axis=0) @ importance)
-    blocks = rows.reshape(len(rows), len(tiles), -1).transpose(1, 0, 2)  # [blocks, rows, 32]
-    return float((blocks @ tiles * blocks).sum())
+def _weighted(rows: torch.Tensor, weights: torch.Tensor) -> float:
+    """The sum of x H x^T over float32 rows x; `weights` are the diagonal [columns] or the tiles of H, float64."""
+    if weights.ndim == 1:
+        return float(rows.square().sum(dim=0, dtype=torch.float64) @ weights)
+    columns = rows.reshape(len(rows), len(weights), -1).permute(1, 2, 0)  # [blocks, 32, rows]
+    return float((columns @ columns.transpose(1, 2)).double().mul(weights).sum())
 
 
 def _ratio(part: float, whole: float) -> float:
     return float(part / whole) if whole > 0 else 0.0
-
-
-def _with_levels(format: BlockFormat, levels: int | None) -> BlockFormat:
-    if levels is None:
-        return format
-    fewest = 3 if format.code_bits == 8 else 2
-    if not fewest <= levels <= format.levels:
-        raise InputError(f"{format.name} cannot use {levels} levels; choose {fewest} to {format.levels}")
-    return replace(format, levels=levels)

@@ -323,7 +323,7 @@ class _Search:
         tensors = tuple(
             replace(t, format=plan.formats[t.name].name) if t.name in plan.formats else t for t in first.tensors
         )
-        return replace(first, bytes=plan.bytes, bits_per_weight=plan.bits_per_weight, tensors=tensors)
+        return replace(first, bytes=plan.bytes, bits_per_weight=plan.bits_per_weight, tensors=tensors, file_bytes=None)
 
     def _text(self, plan: Plan, outcome: tuple[str, ...]) -> str:
         sizes: Mapping[str, int] = {n: self.budget.tensor_bytes(n, f) for n, f in plan.formats.items()}

@@ -11,6 +11,7 @@ from typing import Any
 from quantlab.calibration import collection
 from quantlab.calibration.activations import ActivationFile
 from quantlab.calibration.batches import batches_of
+from quantlab.calibration.block_pass import BlockPass
 from quantlab.calibration.statistics_file import StatisticsFile, StatisticsParts
 from quantlab.calibration.streamed_model import StreamedModel
 from quantlab.calibration.vocabulary import embedding_rows, head_name
@@ -66,11 +67,14 @@ def _collect(
     for index in range(model.blocks):
         progress(index, model.blocks + 1, f"block {index + 1} of {model.blocks}")
         model.load_block(index)
-        with activations(index) as hidden, activations(index + 1, create=True) as outputs:
+        with (
+            activations(index) as hidden,
+            activations(index + 1, create=True) as outputs,
+            BlockPass(model, index, batches, hidden, threads) as block,
+        ):
             for group in collection.input_groups(model, index, hidden.read(0)):
-                found = collection.collect_one(model, index, group[0], batches, hidden, threads)
-                parts.add(f"block-{index:04}", group, found)
-            collection.run_block(model, index, hidden, outputs, threads)
+                parts.add(f"block-{index:04}", group, block.statistics(group[0], full=True))
+            block.finish(outputs)
         model.release(model.block_names(index))
         hidden.path.unlink()
     progress(model.blocks, model.blocks + 1, "head")

@@ -295,6 +295,22 @@ def test_a_link_at_the_destination_is_replaced_and_not_followed(tmp_path: Path, 
     assert contents(tmp_path) == {"out/text.txt": "new", "target/text.txt": "target"}
 
 
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_device_or_pipe_is_never_replaced(tmp_path: Path, replace: bool, linked: bool) -> None:
+    """Root could: /dev/null would be a folder from then on."""
+    pipe = tmp_path / "out"
+    os.mkfifo(pipe)
+    if linked:
+        (tmp_path / "link").symlink_to(pipe)
+    destination = tmp_path / "link" if linked else pipe
+    with pytest.raises(InputError, match=f"^{destination}: is neither a file nor a folder; choose another name$"):
+        write(destination, "new", replace=replace)
+    assert pipe.is_fifo()
+    assert destination.is_symlink() == linked
+    assert len(list(tmp_path.iterdir())) == 1 + linked
+
+
 def test_a_parent_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError) as caught:

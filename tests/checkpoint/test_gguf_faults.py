@@ -35,6 +35,9 @@ from quantlab.checkpoint import gguf_file as reader
 from quantlab.checkpoint.gguf_file import GgufFile
 from quantlab.errors import InputError
 
+LEFT = "damaged or cut short; download it again"
+CUT = "the file is cut short; download it again"
+
 
 def written(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
@@ -66,10 +69,10 @@ def test_a_file_without_room_for_its_counts_is_refused(tmp_path: Path, size: int
         ({"version": 1}, "has GGUF version 1, and little-endian versions 2 and 3 are read; convert the model again"),
         ({"version": 4}, "has GGUF version 4, and little-endian versions 2 and 3 are read; convert the model again"),
         ({"version": (1 << 32) - 1}, "has GGUF version 4294967295, and little-endian versions 2 and 3 are read"),
-        ({"tensor_count": 1}, "claims 1 tensors in 32 bytes; damaged or cut short"),
-        ({"tensor_count": (1 << 64) - 1}, "claims 18446744073709551615 tensors in 32 bytes; damaged or cut short"),
-        ({"entry_count": 1}, "claims 1 metadata entries in 32 bytes; damaged or cut short"),
-        ({"entry_count": 1 << 63}, "claims 9223372036854775808 metadata entries in 32 bytes; damaged or cut short"),
+        ({"tensor_count": 1}, f"claims 1 tensors in 32 bytes; {LEFT}"),
+        ({"tensor_count": (1 << 64) - 1}, f"claims 18446744073709551615 tensors in 32 bytes; {LEFT}"),
+        ({"entry_count": 1}, f"claims 1 metadata entries in 32 bytes; {LEFT}"),
+        ({"entry_count": 1 << 63}, f"claims 9223372036854775808 metadata entries in 32 bytes; {LEFT}"),
     ],
     ids=range(11),
 )
@@ -91,10 +94,7 @@ def test_counts_beyond_any_model_are_refused_in_a_file_that_has_room(tmp_path: P
     for counts in ({"tensor_count": reader.MAX_COUNT + 1}, {"entry_count": reader.MAX_COUNT + 1}):
         path = written(tmp_path / "a.gguf", gguf_file(**counts))
         os.truncate(path, 1 << 30)
-        assert "in 1073741824 bytes; damaged or cut short" in refusal(path)
-
-
-LEFT = "damaged or cut short"
+        assert "in 1073741824 bytes; damaged or cut short; download it again" in refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -168,8 +168,8 @@ MOST = (1 << 64) - 1
         (tensor("t", [4, 0]), "tensor t: shape [0, 4] is impossible; damaged"),
         (tensor("t", [MOST]), f"tensor t: shape [{MOST}] is impossible; damaged"),
         (tensor("t", [1 << 63, 2]), f"tensor t: shape [2, {1 << 63}] is impossible; damaged"),
-        (tensor("t", [1 << 62, 4]), "tensor t: its data ends at byte {endless} of {size}; the file is cut short"),
-        (tensor("t", [1 << 32, 1 << 32]), "tensor t: its data ends at byte {endless} of {size}; the file is cut short"),
+        (tensor("t", [1 << 62, 4]), "tensor t: its data ends at byte {endless} of {size}; " + CUT),
+        (tensor("t", [1 << 32, 1 << 32]), "tensor t: its data ends at byte {endless} of {size}; " + CUT),
         (tensor("t", [4], kind=4), "tensor t: unknown element type 4; damaged, or newer than this program"),
         (tensor("t", [4], kind=5), "tensor t: unknown element type 5; damaged, or newer than this program"),
         (tensor("t", [4], kind=999), "tensor t: unknown element type 999; damaged, or newer than this program"),
@@ -180,7 +180,7 @@ MOST = (1 << 64) - 1
         (tensor("t", [4], offset=MOST), f"tensor t: offset {MOST} is no multiple of the alignment, 32; damaged"),
         (tensor("t", [4], offset=MOST - 31), f"tensor t: a gap of {MOST - 31} bytes before it; damaged"),
         (tensor("t", [4], offset=32), "tensor t: a gap of 32 bytes before it; damaged"),
-        (tensor("t", [9]), "tensor t: its data ends at byte {next} of {size}; the file is cut short"),
+        (tensor("t", [9]), "tensor t: its data ends at byte {next} of {size}; " + CUT),
     ],
     ids=range(30),
 )

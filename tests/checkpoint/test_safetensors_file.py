@@ -178,7 +178,7 @@ def test_a_header_that_is_no_object_is_refused(tmp_path: Path, header: bytes, me
 
 
 NO_NUMBERS = "shape or offsets are no non-negative whole numbers"
-CUT = "the file is cut short"
+CUT = "the file is cut short; download it again"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -100,3 +101,14 @@ def test_cached_models_work_offline(llama_model: Path, tmp_path: Path) -> None:
     params = quantlab.SamplingParams(temperature=0)
     expected = quantlab.generate(llama_model, "The lamp", max_tokens=8, params=params)
     assert tuple(seen["token_ids"]) == expected.token_ids
+
+
+def test_what_lies_in_a_folder_that_is_closed_to_us_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exists(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", exists)  # root may look everywhere
+    with pytest.raises(InputError, match=f"^{tmp_path / 'model'}: cannot be read: Permission denied$"):
+        local_model(tmp_path / "model")

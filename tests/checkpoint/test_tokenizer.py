@@ -245,8 +245,9 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path: Path, files: list[str])
     """Half of GPT-2's pair is none."""
     for name in files:
         (tmp_path / name).write_text("{}")
+    way_out = "copy it from the original model" if "config.json" in files else "is this a model folder?"
     assert refusal(tmp_path) == (
-        f"{tmp_path}: holds no tokenizer (tokenizer.json, tokenizer.model, or vocab.json and merges.txt)"
+        f"{tmp_path}: holds no tokenizer (tokenizer.json, tokenizer.model, or vocab.json and merges.txt); {way_out}"
     )
 
 

@@ -2,99 +2,33 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors import safe_open
+from tiny_pretraining import GPT2, RECIPE, STEP, Run, write_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import quantlab
 from quantlab.checkpoint import open_checkpoint
-from quantlab.errors import InputError
 from quantlab.training.corpus import read_documents
-from quantlab.training.pretrain import PretrainResult, pretrain
+from quantlab.training.pretrain import pretrain
 
-STEP = 1024  # tokens
-RECIPE: dict[str, Any] = {
-    "model": {
-        "model_type": "llama",
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-        "tie_word_embeddings": True,
-    },
-    "vocabulary": {"size": 400},
-    "schedule": {
-        "tokens": 30 * STEP,
-        "context": 128,
-        "short_context": 64,
-        "batch_tokens": STEP,
-        "micro_batch_tokens": STEP // 2,
-        "learning_rate": 0.01,
-        "warmup_tokens": 2 * STEP,
-        "bf16": False,
-        "evaluate_every": 15,
-        "save_every": 10,
-    },
-}
-GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}
 COMPLETE = {
     "checksums.json", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer.model",
     "tokenizer_config.json", "training_log.json",
 }  # fmt: skip
 
 
-def write_recipe(folder: Path, *, model: dict[str, Any] | None = None, **schedule: object) -> Path:
-    """The small recipe as a file, with another model or other fields of the schedule."""
-    recipe = copy.deepcopy(RECIPE)
-    recipe["model"] = model or recipe["model"]
-    recipe["schedule"].update(schedule)
-    file = folder / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    return file
-
-
 def stored(folder: Path) -> dict[str, torch.Tensor]:
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no dict
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished training run, its corpus and its recipe."""
-
-    recipe: Path
-    corpus: Path
-    out: Path
-    result: PretrainResult
-    reports: list[tuple[int, int, str]]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, prose: Path) -> Run:
-    """Thirty steps on six documents of the prose; the other two are validation and test text."""
-    folder = tmp_path_factory.mktemp("pretrain")
-    documents = read_documents(prose)
-    corpus = folder / "corpus"
-    corpus.mkdir()
-    for name, chosen in (("train", documents[2:]), ("validation", documents[:1]), ("test", documents[1:2])):
-        (corpus / f"{name}.txt").write_text("\n<|endoftext|>\n".join(chosen), encoding="utf-8")
-    recipe, reports = write_recipe(folder), []
-    out = folder / "out"
-    result = pretrain(recipe, corpus, out, progress=lambda *report: reports.append(report))
-    return Run(recipe, corpus, out, result, reports)
 
 
 def test_the_loss_falls_far_below_that_of_guessing(run: Run) -> None:
@@ -256,88 +190,6 @@ def test_a_run_stopped_while_its_model_was_written_is_finished(
     assert result.tokens_per_second == 0
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
     assert weights[0] == weights[1]
-
-
-def test_unfinished_work_needs_resume(run: Run, tmp_path: Path) -> None:
-    """A folder OUT.training is neither continued nor overwritten unasked; the line says how to go on."""
-    work = tmp_path / "out.training"
-    work.mkdir()
-    (work / "mark").touch()
-    with pytest.raises(InputError, match=r"out\.training: holds an unfinished run; continue it with --resume"):
-        pretrain(run.recipe, run.corpus, tmp_path / "out")
-    assert [file.name for file in work.iterdir()] == ["mark"]
-
-
-def test_an_existing_out_is_refused(run: Run) -> None:
-    """Even with resume: a finished model is not overwritten."""
-    before = (run.out / "model.safetensors").stat().st_mtime_ns
-    for resume in (False, True):
-        with pytest.raises(InputError, match="out: exists already"):
-            pretrain(run.recipe, run.corpus, run.out, resume=resume)
-    assert (run.out / "model.safetensors").stat().st_mtime_ns == before
-    assert not run.out.with_name("out.training").exists()
-
-
-@pytest.mark.parametrize(
-    ("recipe", "fault"),
-    [
-        ({"model": {**RECIPE["model"], "hidden_size": 66}}, "recipe.yaml: model: transformers refuses it: "),
-        ({"model": {**RECIPE["model"], "hidden_size": "wide"}}, "recipe.yaml: model: transformers refuses it: "),
-        ({"model": {**RECIPE["model"], "num_attention_heads": 0}}, "recipe.yaml: model: transformers refuses it: "),
-        ({"model": {**RECIPE["model"], "num_key_value_heads": 3}}, "recipe.yaml: model: transformers refuses it: "),
-        ({"model": {**RECIPE["model"], "vocab_size": 9}}, "recipe.yaml: model: transformers refuses it: "),
-        ({"model": {**RECIPE["model"], "hidden_layers": 2}}, "recipe.yaml: model: unknown fields hidden_layers"),
-        ({"context": 256}, "recipe.yaml: schedule.context 256 exceeds model.max_position_embeddings, 128"),
-        ({"model": GPT2, "context": 256}, "recipe.yaml: schedule.context 256 exceeds"),
-    ],
-)
-def test_a_model_that_cannot_be_is_refused_before_any_work(
-    tmp_path: Path, prose: Path, recipe: dict[str, Any], fault: str
-) -> None:
-    """Shapes that do not fit, misspelt fields, windows longer than the model: one line, and no OUT.training."""
-    file = write_recipe(tmp_path, **recipe)
-    with pytest.raises(InputError) as caught:
-        pretrain(file, prose, tmp_path / "out")
-    assert str(caught.value).startswith(f"{tmp_path}/{fault}")
-    assert "\n" not in str(caught.value)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["recipe.yaml"]
-
-
-@pytest.mark.parametrize(
-    ("files", "fault"),
-    [
-        ({}, "corpus: holds no train.txt"),
-        ({"train.txt": ""}, "train.txt: holds no text"),
-        ({"train.txt": "one document only\n" * 400}, "train.txt: one document cannot be split"),
-        ({"train.txt": "few words\n<|endoftext|>\nhere"}, "no vocabulary of 400 pieces"),
-        ({"train.txt": None, "validation.txt": "short"}, "the validation text has"),
-        ({"train.txt": None, "test.txt": "short"}, "the test text has"),
-    ],
-)
-def test_a_text_that_cannot_be_used_leaves_nothing_behind(
-    tmp_path: Path, prose: Path, files: dict[str, str | None], fault: str
-) -> None:
-    """Missing, empty or too short a text (None stands for the prose): one line, and no OUT.training to clear away."""
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    for name, content in files.items():
-        (corpus / name).write_text(prose.read_text(encoding="utf-8") if content is None else content, encoding="utf-8")
-    with pytest.raises(InputError) as caught:
-        pretrain(write_recipe(tmp_path), corpus, tmp_path / "out")
-    assert fault in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["corpus", "recipe.yaml"]
-
-
-def test_a_refusal_keeps_the_work_of_an_earlier_run(tmp_path: Path, prose: Path) -> None:
-    """What was there before is not cleared away when a resumed run is refused."""
-    work = tmp_path / "out.training"
-    work.mkdir()
-    (work / "mark").touch()
-    (tmp_path / "train.txt").write_text("few words\n<|endoftext|>\nhere")
-    with pytest.raises(InputError, match="no vocabulary"):
-        pretrain(write_recipe(tmp_path), tmp_path / "train.txt", tmp_path / "out", resume=True)
-    assert (work / "mark").exists()
 
 
 def test_one_file_is_enough_and_every_twentieth_document_is_held_out(tmp_path: Path, prose: Path) -> None:

@@ -1,4 +1,5 @@
 // The Python module `_core`: checks numpy arrays and hands them to the block conversions without the interpreter lock.
+#include "argument_checks.h"
 #include "array_argument.h"
 #include "engine/decoder_bindings.h"
 #include "engine/file_rows_bindings.h"
@@ -22,30 +23,14 @@ namespace {
 
 using quantlab::Array;
 using quantlab::array_of;
+using quantlab::check_shape;
+using quantlab::checked_levels;
+using quantlab::checked_threads;
+using quantlab::fail;
+using quantlab::known_format;
+using quantlab::listed;
 
 static_assert(sizeof(quantlab::RowSums) == 2 * sizeof(double));
-
-[[noreturn]] void fail(const std::string& message) { throw nb::value_error(message.c_str()); }
-
-template <typename Names>
-std::string listed(const Names& names) {
-    std::string list;
-    for (const auto& name : names) {
-        list += (list.empty() ? "" : ", ") + std::string(name);
-    }
-    return list;
-}
-
-const quantlab::BlockFormat& known_format(const std::string& name) {
-    if (const quantlab::BlockFormat* format = quantlab::find_block_format(name)) {
-        return *format;
-    }
-    std::string names[quantlab::format_count];
-    for (const quantlab::BlockFormat& format : quantlab::block_formats()) {
-        names[format.index] = format.name;
-    }
-    fail("unknown block format '" + name + "'; expected one of " + listed(names));
-}
 
 quantlab::Element known_element(const std::string& name) {
     for (std::int32_t i = 0; i < quantlab::element_count; ++i) {
@@ -107,32 +92,6 @@ std::int64_t columns(const std::string& name, std::int64_t row_bytes) {
     return whole_units(name + " blocks", row_bytes, "bytes a row", format.block_bytes) * quantlab::weights_per_block;
 }
 
-void check_levels(const quantlab::BlockFormat& format, std::int64_t levels) {
-    if (levels < format.fewest_levels || levels > format.most_levels) {
-        fail(std::string(format.name) + " cannot use " + std::to_string(levels) + " levels; expected " +
-             std::to_string(format.fewest_levels) + " to " + std::to_string(format.most_levels));
-    }
-}
-
-constexpr int most_threads = 1024;
-
-int checked_threads(std::int64_t threads) {
-    if (threads < 1) {
-        fail("cannot use " + std::to_string(threads) + " threads; expected at least 1");
-    }
-    return static_cast<int>(threads < most_threads ? threads : most_threads);
-}
-
-template <typename Array>
-void check_shape(const char* subject, const Array& array, std::int64_t rows, std::int64_t width) {
-    const auto held_rows = static_cast<std::int64_t>(array.shape(0));
-    const auto held_width = static_cast<std::int64_t>(array.shape(1));
-    if (held_rows != rows || held_width != width) {
-        fail(std::string(subject) + " has shape [" + std::to_string(held_rows) + ", " + std::to_string(held_width) +
-             "]; expected [" + std::to_string(rows) + ", " + std::to_string(width) + "]");
-    }
-}
-
 nb::object as_tuple(const std::optional<quantlab::Position>& position) {
     if (!position) {
         return nb::none();
@@ -155,7 +114,7 @@ nb::tuple quantize(const std::string& name, const std::string& element_name, nb:
         static_cast<std::int64_t>(weights.shape(0)),
         whole_units(element_name + " weights", width, "bytes a row", quantlab::element_bytes(element))};
     check_shape("out", out, shape.rows, row_bytes(name, shape.columns));
-    check_levels(format, levels);
+    const std::int32_t used_levels = checked_levels(format, levels);
     if (sums) {
         check_shape("sums", *sums, shape.rows, 2);
     }
@@ -165,8 +124,8 @@ nb::tuple quantize(const std::string& name, const std::string& element_name, nb:
     quantlab::Faults faults;
     {
         nb::gil_scoped_release unlocked;
-        faults = quantlab::quantize_matrix(chosen, format, element, weights.data(), shape,
-                                           static_cast<std::int32_t>(levels), most, out.data(), row_sums);
+        faults = quantlab::quantize_matrix(chosen, format, element, weights.data(), shape, used_levels,
+                                           most, out.data(), row_sums);
     }
     return nb::make_tuple(as_tuple(faults.not_finite), as_tuple(faults.overflow));
 }

@@ -3,6 +3,7 @@
 // Callers have checked the user's choice of an instruction set (`cpu_kernel`).
 #include "engine_bindings.h"
 
+#include "argument_checks.h"
 #include "array_argument.h"
 #include "engine/packed_matrix.h"
 #include "engine/thread_pool.h"
@@ -32,34 +33,13 @@ using Matrix = Array<Element, 2>;
 constexpr const char* type_names[engine::weight_type_count] = {"f32",  "f16",  "bf16", "q4_0",
                                                                "q4_1", "q5_0", "q5_1", "q8_0"};
 
-[[noreturn]] void fail(const std::string& message) { throw nb::value_error(message.c_str()); }
-
-void require(bool condition, const std::string& message) {
-    if (!condition) {
-        fail(message);
-    }
-}
-
 WeightType known_type(const std::string& name) {
     for (int i = 0; i < engine::weight_type_count; ++i) {
         if (name == type_names[i]) {
             return static_cast<WeightType>(i);
         }
     }
-    std::string names;
-    for (const char* known : type_names) {
-        names += std::string(names.empty() ? "" : ", ") + known;
-    }
-    fail("unknown weight type '" + name + "'; expected one of " + names);
-}
-
-template <typename Element>
-void check_shape(const char* subject, const Matrix<Element>& array, std::int64_t rows, std::int64_t columns) {
-    const auto held_rows = static_cast<std::int64_t>(array.shape(0));
-    const auto held_columns = static_cast<std::int64_t>(array.shape(1));
-    require(held_rows == rows && held_columns == columns,
-            std::string(subject) + " has shape [" + std::to_string(held_rows) + ", " + std::to_string(held_columns) +
-                "]; expected [" + std::to_string(rows) + ", " + std::to_string(columns) + "]");
+    fail("unknown weight type '" + name + "'; expected one of " + listed(type_names));
 }
 
 int count_of(const char* subject, std::size_t count) {

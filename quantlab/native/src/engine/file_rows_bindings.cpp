@@ -3,12 +3,13 @@
 // Callers have checked the user's choice of an instruction set (`cpu_kernel`).
 #include "file_rows_bindings.h"
 
+#include "../argument_checks.h"
 #include "../array_argument.h"
-#include "../blocks.h"
 #include "file_rows.h"
 
 #include <nanobind/stl/string.h>
 
+#include <cstdint>
 #include <limits>
 #include <string>
 
@@ -19,34 +20,20 @@ namespace quantlab::engine {
 namespace {
 
 constexpr std::int64_t most = std::numeric_limits<int>::max() / 16;  // tokens or columns: far from overflow
+const std::string expected_at_most = "; expected at most " + std::to_string(most);
 
 template <typename Element>
 using Matrix = Array<Element, 2>;
 
-void require(bool condition, const std::string& message) {
-    if (!condition) {
-        throw nb::value_error(message.c_str());
-    }
-}
-
-template <typename Element>
-void check_shape(const char* subject, const Matrix<Element>& array, std::size_t rows, std::size_t columns) {
-    require(array.shape(0) == rows && array.shape(1) == columns,
-            std::string(subject) + " has shape [" + std::to_string(array.shape(0)) + ", " +
-                std::to_string(array.shape(1)) + "]; expected [" + std::to_string(rows) + ", " +
-                std::to_string(columns) + "]");
-}
-
 FileRows checked_rows(const std::string& format_name, const Matrix<const std::uint8_t>& blocks) {
-    const BlockFormat* format = find_block_format(format_name);
-    require(format != nullptr, "unknown block format '" + format_name + "'");
-    const auto type = static_cast<WeightType>(static_cast<int>(WeightType::q4_0) + format->index);  // the same order
+    const BlockFormat& format = known_format(format_name);
+    const auto type = static_cast<WeightType>(static_cast<int>(WeightType::q4_0) + format.index);  // the same order
     const auto row_bytes = static_cast<std::int64_t>(blocks.shape(1));
-    const std::int64_t block_bytes = format->block_bytes, columns = row_bytes / block_bytes * block_columns;
+    const std::int64_t block_bytes = format.block_bytes, columns = row_bytes / block_bytes * block_columns;
     require(row_bytes > 0 && row_bytes % block_bytes == 0, format_name + " blocks have " + std::to_string(row_bytes) +
                                                                " bytes a row; expected a multiple of " +
                                                                std::to_string(block_bytes) + ", those of one block");
-    require(columns <= most, "a matrix cannot have " + std::to_string(columns) + " columns");
+    require(columns <= most, "a matrix cannot have " + std::to_string(columns) + " columns" + expected_at_most);
     return {type, static_cast<std::int64_t>(blocks.shape(0)), static_cast<int>(columns), blocks.data()};
 }
 
@@ -57,9 +44,10 @@ void multiply_rows(ThreadPool& pool, const std::string& format, nb::handle block
     const auto out = array_of<float, 2>("out", out_given, "[tokens, rows]");
     const FileRows weights = checked_rows(format, blocks);
     const std::size_t count = values.shape(0);
-    require(count <= static_cast<std::size_t>(most), "cannot multiply " + std::to_string(count) + " tokens at once");
-    check_shape("values", values, count, static_cast<std::size_t>(weights.columns));
-    check_shape("out", out, count, blocks.shape(0));
+    require(count <= static_cast<std::size_t>(most),
+            "cannot multiply " + std::to_string(count) + " tokens at once" + expected_at_most);
+    check_shape("values", values, static_cast<std::int64_t>(count), weights.columns);
+    check_shape("out", out, static_cast<std::int64_t>(count), weights.rows);
     nb::gil_scoped_release unlocked;
     multiply_file_rows(weights, values.data(), static_cast<int>(count), out.data(), pool);
 }
@@ -67,8 +55,8 @@ void multiply_rows(ThreadPool& pool, const std::string& format, nb::handle block
 }  // namespace
 
 void bind_file_rows(nb::module_& module) {
-    module.def("multiply_file_rows", &multiply_rows, nb::arg("pool"), nb::arg("format"), nb::arg("blocks"),
-               nb::arg("values"), nb::arg("out"));
+    module.def("multiply_file_rows", &multiply_rows, nb::arg("pool"), nb::arg("format"), nb::arg("blocks").none(),
+               nb::arg("values").none(), nb::arg("out").none());
 }
 
 }  // namespace quantlab::engine

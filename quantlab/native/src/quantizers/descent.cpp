@@ -63,14 +63,17 @@ private:
     float gradients_[block_lanes], targets_[block_lanes], changes_[block_lanes], scratch_[block_lanes];
 };
 
+// Columns side by side: their sums do not wait for each other.
 double tile_error(const float* tile, const double* errors) {
-    double sum = 0.0;
+    double products[block_columns] = {};
     for (int i = 0; i < block_columns; ++i) {
-        double product = 0.0;
         for (int j = 0; j < block_columns; ++j) {
-            product += tile[i * block_columns + j] * errors[j];
+            products[j] += errors[i] * tile[i * block_columns + j];
         }
-        sum += errors[i] * product;
+    }
+    double sum = 0.0;
+    for (int j = 0; j < block_columns; ++j) {
+        sum += errors[j] * products[j];
     }
     return sum;
 }

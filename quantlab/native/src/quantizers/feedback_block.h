@@ -69,60 +69,64 @@ public:
     // Chooses the codes for one pair of scales, and returns the weighted error.
     QUANTLAB_INLINE L run(const Scales<L>& scales) {
         const L inverse = inverse_or_zero(scales.step);
-        L sum = L::zero();
-        begin();
-        for (int j = 0; j < block_columns; ++j) {
-            const L miss = process(j, scales, inverse);
-            sum = L::fma(miss * L::broadcast(block_.pivots[j]), miss, sum);
-        }
-        return sum;
+        return sweep([&](int j, L target) {
+            const L code = nearest_code(target, scales.offset, inverse, range_);
+            code.store(block_.codes + j * lanes);
+            return scales.step * code + scales.offset;
+        });
     }
 
     // Chooses the codes for each column's own scales.
     QUANTLAB_INLINE void run_columns() {
-        begin();
-        for (int j = 0; j < block_columns; ++j) {
-            const Scales<L> scales{L::load(block_.steps + j * lanes), L::load(block_.offsets + j * lanes)};
-            process(j, scales, inverse_or_zero(scales.step));
-        }
+        sweep([&](int j, L target) {
+            const L step = L::load(block_.steps + j * lanes), offset = L::load(block_.offsets + j * lanes);
+            const L code = nearest_code(target, offset, inverse_or_zero(step), range_);
+            code.store(block_.codes + j * lanes);
+            return step * code + offset;
+        });
     }
 
 private:
-    QUANTLAB_INLINE void begin() {
-        for (int j = 0; j < block_columns; ++j) {
-            L::load(block_.targets + j * lanes).store(pending_ + j * lanes);
-        }
-    }
-
-    // Chooses a column's code; see `hand_on`.
-    QUANTLAB_INLINE L process(int j, const Scales<L>& scales, L inverse) {
-        const L code = nearest_code(L::load(pending_ + j * lanes), scales.offset, inverse, range_);
-        code.store(block_.codes + j * lanes);
-        return hand_on(j, scales.step * code + scales.offset);
-    }
-
     // The weighted error of the codes that the block has.
     QUANTLAB_INLINE L error_of_codes() {
         const L step = L::load(block_.steps), offset = L::load(block_.offsets);
-        L sum = L::zero();
-        begin();
-        for (int j = 0; j < block_columns; ++j) {
-            const L miss = hand_on(j, step * L::load(block_.codes + j * lanes) + offset);
-            sum = L::fma(miss * L::broadcast(block_.pivots[j]), miss, sum);
-        }
-        return sum;
+        return sweep([&](int j, L) { return step * L::load(block_.codes + j * lanes) + offset; });
     }
 
-    // Returns by how much the column misses its target, and hands its error on to the columns after it.
-    QUANTLAB_INLINE L hand_on(int j, L decoded) {
-        const L target = L::load(pending_ + j * lanes);
-        const L error = L::load(block_.weights + j * lanes) - decoded;
-        error.store(block_.errors + j * lanes);
-        const float* factors = block_.factors + j * block_columns;
-        for (int i = j + 1; i < block_columns; ++i) {
-            L::fma(error, L::broadcast(factors[i]), L::load(pending_ + i * lanes)).store(pending_ + i * lanes);
+    // Goes through the columns in order, each error handed on to the columns after it; decoded(j, target): a column's
+    // value. Returns the weighted error. Errors of four columns are handed on together to those behind them, which are
+    // read and written once for it; each target's sum still runs in ascending order of columns.
+    template <typename Decoded>
+    QUANTLAB_INLINE L sweep(const Decoded& decoded) {
+        constexpr int run = 4;
+        L sum = L::zero();
+        const float* pending = block_.targets;
+        for (int first = 0; first < block_columns; first += run) {
+            L targets[run], errors[run];
+            for (int r = 0; r < run; ++r) {
+                targets[r] = L::load(pending + (first + r) * lanes);
+            }
+            const float* factors = block_.factors + first * block_columns;
+            for (int r = 0; r < run; ++r) {
+                const int j = first + r;
+                const L value = decoded(j, targets[r]), miss = targets[r] - value;
+                errors[r] = L::load(block_.weights + j * lanes) - value;
+                errors[r].store(block_.errors + j * lanes);
+                sum = L::fma(miss * L::broadcast(block_.pivots[j]), miss, sum);
+                for (int s = r + 1; s < run; ++s) {
+                    targets[s] = L::fma(errors[r], L::broadcast(factors[r * block_columns + first + s]), targets[s]);
+                }
+            }
+            for (int i = first + run; i < block_columns; ++i) {
+                L target = L::load(pending + i * lanes);
+                for (int r = 0; r < run; ++r) {
+                    target = L::fma(errors[r], L::broadcast(factors[r * block_columns + i]), target);
+                }
+                target.store(pending_ + i * lanes);
+            }
+            pending = pending_;
         }
-        return target - decoded;
+        return sum;
     }
 
     // Moves of all sizes, the largest first.

@@ -17,6 +17,9 @@ template <typename Work>
 void for_each_row_part(const WeightView& weight, int threads, const Work& work) {
     constexpr std::int64_t rows = groups_per_part * lanes;
     const std::int64_t parts = (weight.rows + rows - 1) / rows;
+    if (parts == 0) {
+        return;
+    }
     const auto useful = static_cast<int>(std::min<std::int64_t>(parts, threads));
     for_each_part(parts, static_cast<int>(parts), useful, [&](int, std::int64_t from, std::int64_t to) {
         for (std::int64_t part = from; part < to; ++part) {

@@ -1,24 +1,36 @@
-"""Every door of the core, given what it cannot use: a Python exception that names it, and nothing worse."""
+"""The decoder, given what it cannot use: a Python exception that names it, and nothing worse."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 import quantlab.native._core as _core
-from hypothesis import given, settings
+from bad_arguments import (
+    FUZZ,
+    REFUSALS,
+    anything,
+    arrays,
+    call,
+    every_other,
+    frozen,
+    matrix,
+    misaligned,
+    names,
+    small,
+    whole,
+)
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quantlab import native
 
 HIDDEN, HEADS, KEY_HEADS, HEAD, INNER, VOCABULARY, CONTEXT = 32, 4, 2, 32, 48, 21, 40
 F16 = 1  # the cache's types are f32, f16, q8_0
-FORMATS = {"q4_0": 18, "q4_1": 20, "q5_0": 22, "q5_1": 24, "q8_0": 34}
 
 
 def spec(**changes: Any) -> native.DecoderSpec:
@@ -27,13 +39,6 @@ def spec(**changes: Any) -> native.DecoderSpec:
     values |= {"vocabulary": VOCABULARY, "rotated": HEAD, "attention_scale": 0.2, "windows": [0], "rope_tables": [0]}
     for name, value in {**values, **changes}.items():
         setattr(made, name, value)
-    return made
-
-
-def matrix(rows: int, columns: int, seed: int = 0) -> native.PackedMatrix:
-    made = native.PackedMatrix("f32", rows, columns)
-    values = np.random.default_rng(seed).normal(size=(rows, columns)).astype(np.float32)
-    made.fill(0, values.view(np.uint8))
     return made
 
 
@@ -69,22 +74,6 @@ def logits(rows: int = 1) -> np.ndarray:
 
 def ids(*tokens: int) -> np.ndarray:
     return np.array(tokens, np.int32)
-
-
-def misaligned(array: np.ndarray) -> np.ndarray:
-    raw = np.zeros(array.nbytes + 1, np.uint8)
-    shifted = raw[1:].view(array.dtype).reshape(array.shape)
-    shifted[...] = array
-    return shifted
-
-
-def frozen(array: np.ndarray) -> np.ndarray:
-    array.flags.writeable = False
-    return array
-
-
-def every_other(array: np.ndarray) -> np.ndarray:
-    return np.repeat(array, 2, axis=-1)[..., ::2]
 
 
 @pytest.mark.parametrize(
@@ -142,9 +131,9 @@ def test_rewind_beyond_the_sequence(position):
 @pytest.mark.parametrize("wrong", ["x", 1.5, None, 2**40, [1]])
 def test_numbers_that_are_none(wrong):
     one = decoder()
-    for call in (one.rewind, one.cache_bytes, native.DecoderWeights, _core.ThreadPool):
+    for door in (one.rewind, one.cache_bytes, native.DecoderWeights, _core.ThreadPool):
         with pytest.raises(TypeError):
-            call(wrong)
+            door(wrong)
 
 
 def test_caches_of_another_length():
@@ -269,108 +258,6 @@ def test_objects_that_were_never_made():
             use()
 
 
-def test_sizes_of_matrices():
-    with pytest.raises(ValueError, match="unknown weight type 'q4'; expected one of f32, f16"):
-        native.PackedMatrix("q4", 1, 32)
-    for count in (0, -1, 2**62):
-        with pytest.raises(ValueError, match=f"a matrix cannot have {count} rows; expected 1 to"):
-            native.PackedMatrix("f32", count, 32)
-        with pytest.raises(ValueError, match=f"a matrix cannot have {count} columns; expected 1 to"):
-            native.PackedMatrix("f32", 1, count)
-    with pytest.raises(MemoryError):
-        native.PackedMatrix("f32", 2**30 - 1, 2**30 - 1)
-    with pytest.raises(MemoryError):
-        native.PackedMatrix("q4_0", 2**30 - 1, 2**30 - 32)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (misaligned, "address is no multiple of 4"),
-        (every_other, "not contiguous"),
-        (lambda array: array.astype(np.float64), "got float64"),
-        (lambda array: array[0], r"got float32 \[\d+\]"),
-        (lambda array: array.tolist(), "got list"),
-    ],
-)
-def test_arrays_of_a_multiplication(spoil: Callable[[np.ndarray], Any], message):
-    one, pool = matrix(16, 64), _core.ThreadPool(1)
-    x, out = np.ones((2, 64), np.float32), np.zeros((2, 16), np.float32)
-    codes, scales = np.ones((2, 64), np.int8), np.ones((2, 2), np.float32)
-    packed = native.PackedMatrix("q8_0", 16, 64)
-    with pytest.raises(TypeError, match=f"values: .*{message}"):
-        one.multiply_values(pool, spoil(x), out, 0, 1)
-    with pytest.raises(TypeError, match=f"out: .*{message}"):
-        one.multiply_values(pool, x, spoil(out), 0, 1)
-    with pytest.raises(TypeError, match=f"scales: .*{message}"):
-        packed.multiply_codes(pool, codes, spoil(scales), scales, out, 0, 1)
-    with pytest.raises(TypeError, match=f"sums: .*{message}"):
-        packed.multiply_codes(pool, codes, scales, spoil(scales), out, 0, 1)
-    with pytest.raises(TypeError, match=f"out: .*{message}"):
-        one.read_row(0, spoil(out))
-    with pytest.raises(TypeError, match=f"values: .*{message}"):
-        _core.quantize_tokens(spoil(x), codes, scales, scales)
-    with pytest.raises(TypeError, match=r"rows: .*got float32"):
-        one.fill(0, x)
-
-
-@pytest.mark.parametrize(("first", "last"), [(-1, 1), (1, 0), (0, 2), (2, 2), (0, 2**31 - 1), (-(2**31), 2**31 - 1)])
-def test_groups_out_of_range(first, last):
-    one, pool = matrix(16, 64), _core.ThreadPool(1)
-    with pytest.raises(ValueError, match=f"no groups {first} to {last} in a matrix of 1"):
-        one.multiply_values(pool, np.ones((1, 64), np.float32), np.zeros((1, 16), np.float32), first, last)
-
-
-@pytest.mark.parametrize("row", [-1, 16, 2**62])
-def test_rows_out_of_range(row):
-    one = matrix(16, 64)
-    with pytest.raises(ValueError, match=f"no row {row} in a matrix of 16"):
-        one.read_row(row, np.zeros((1, 64), np.float32))
-    with pytest.raises(ValueError, match="in a matrix of 16"):
-        one.fill(row, np.zeros((1, 256), np.uint8))
-
-
-@pytest.mark.parametrize("threads", [0, -1, 1025, 2**31 - 1])
-def test_threads_of_a_pool(threads):
-    with pytest.raises(ValueError, match=f"cannot use {threads} threads; expected 1 to 1024"):
-        _core.ThreadPool(threads)
-    with pytest.raises(ValueError, match="threads"):
-        native.read_bandwidth(1 << 20, threads, 1)
-
-
-def test_conversions():
-    floats = np.zeros((2, 64), np.float32)
-    blocks = native.quantize("q4_0", floats, 16)
-    for size in (-32, -1, 2**62):
-        with pytest.raises(ValueError, match=f"q4_0 weights cannot have {size} columns"):
-            _core.row_bytes("q4_0", size)
-        with pytest.raises(ValueError, match=f"q4_0 blocks cannot have {size} bytes a row"):
-            _core.columns("q4_0", size)
-    with pytest.raises(TypeError, match=r"out: expected a writable .*uint8 .*got uint8 \[2, 36\], read-only"):
-        native.quantize("q4_0", floats, 16, out=frozen(blocks.copy()))
-    with pytest.raises(TypeError, match=r"out: .*got list"):
-        native.quantize("q4_0", floats, 16, out=[])  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"blocks: .*got float32 \[2, 64\]"):
-        native.dequantize("q4_0", floats, out=floats)
-    with pytest.raises(TypeError, match=r"blocks: .*got list"):
-        native.dequantize("q4_0", [[1]])  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"weights of shape .* must be two-dimensional and C-contiguous"):
-        native.quantize("q4_0", floats.T, 16)
-    with pytest.raises(TypeError, match="weights must be a numpy array, not list"):
-        native.quantize("q4_0", floats.tolist(), 16, element="f32")  # type: ignore[arg-type]
-    sums = np.zeros((2, 2))
-    with pytest.raises(TypeError, match=r"sums: .*float64 \[rows, 2\].*got float32"):
-        _core.quantize("q4_0", "f32", floats.view(np.uint8), 16, 1, blocks, sums.astype(np.float32))
-    with pytest.raises(ValueError, match=r"sums has shape \[1, 2\]; expected \[2, 2\]"):
-        _core.quantize("q4_0", "f32", floats.view(np.uint8), 16, 1, blocks, sums[:1])
-    for threads in (0, -1, -(2**63)):
-        with pytest.raises(ValueError, match=f"cannot use {threads} threads; expected at least 1"):
-            native.quantize("q4_0", floats, 16, threads=threads)
-        with pytest.raises(ValueError, match=f"cannot use {threads} threads; expected at least 1"):
-            native.dequantize("q4_0", blocks, threads=threads)
-    assert np.array_equal(native.quantize("q4_0", floats, 16, threads=2**62), blocks)
-
-
 def test_a_second_thread_is_told_or_waits_its_turn():
     """One decoder from two threads: every call counts or is refused, and no other thing happens."""
     one = decoder(threads=2)
@@ -434,77 +321,6 @@ def test_a_forked_child_computes_the_same():
     again = logits()
     one.append(ids(3), again)
     assert np.array_equal(again, expected)
-
-
-# What a door may raise for arguments that make no sense; anything else is a defect.
-REFUSALS = (TypeError, ValueError, IndexError, KeyError, MemoryError, OverflowError)
-
-dtypes = st.sampled_from(["u1", "i1", "i4", "i8", "f2", "f4", "f8", ">f4", "?", "O"])
-small = st.integers(0, 70)
-whole = st.one_of(
-    st.integers(-2, 70), st.sampled_from([2**31 - 1, 2**31, -(2**31), 2**63 - 1, 2**63, -(2**63), 2**100])
-)
-
-
-@st.composite
-def arrays(draw: st.DrawFn) -> np.ndarray:
-    shape = tuple(draw(st.lists(st.sampled_from([0, 1, 2, 16, 18, 20, 21, 32, 36, 40, 64]), min_size=0, max_size=3)))
-    array = np.zeros(shape, draw(dtypes))
-    twist = draw(st.integers(0, 5))
-    if twist == 1 and array.dtype != object:
-        array = misaligned(array)
-    elif twist == 2:
-        array = array.T
-    elif twist == 3 and array.ndim:
-        array = every_other(array)
-    elif twist == 4:
-        array = frozen(array)
-    return array
-
-
-anything = st.one_of(
-    arrays(), whole, st.none(), st.booleans(), st.floats(), st.text(max_size=3), st.binary(max_size=40), st.just([])
-)
-formats = st.one_of(st.sampled_from(sorted(FORMATS)), st.just("q9"), anything)
-elements = st.one_of(st.sampled_from(["f32", "f16", "bf16"]), anything)
-names = st.one_of(st.sampled_from(["query", "up", "head", "final_norm", "key_norm"]), anything)
-FUZZ = settings(max_examples=400, deadline=None, derandomize=True)
-
-
-def call(door: Callable[..., object], *arguments: object) -> None:
-    try:
-        door(*arguments)
-    except REFUSALS as error:
-        assert str(error) or isinstance(error, MemoryError)  # noqa: PT017
-
-
-@FUZZ
-@given(st.data())
-def test_any_arguments_of_conversions(data):
-    draw = data.draw
-    array = st.one_of(arrays(), anything)
-    call(native.quantize, draw(formats), draw(array), draw(whole))
-    call(native.dequantize, draw(formats), draw(array))
-    call(_core.quantize, *map(draw, (formats, elements, array, whole, whole, array, array)))
-    call(_core.dequantize, *map(draw, (formats, elements, array, whole, array)))
-    call(_core.row_bytes, draw(formats), draw(whole))
-    call(_core.columns, draw(formats), draw(whole))
-
-
-@FUZZ
-@given(st.data())
-def test_any_arguments_of_matrices(data):
-    draw = data.draw
-    pool = _core.ThreadPool(1)
-    type = draw(st.sampled_from(["f32", "q4_0", "q8_0"]))
-    one = native.PackedMatrix(type, draw(st.integers(1, 40)), 32)
-    array = st.one_of(arrays(), anything)
-    call(one.fill, draw(whole), draw(array))
-    call(one.multiply_values, pool, *map(draw, (array, array, whole, whole)))
-    call(one.multiply_codes, pool, *map(draw, (array, array, array, array, whole, whole)))
-    call(one.read_row, draw(whole), draw(array))
-    call(_core.quantize_tokens, *map(draw, (array, array, array, array)))
-    call(_core.read_memory, pool, draw(array))
 
 
 @FUZZ
