@@ -37,7 +37,7 @@ def quantize(
         File, typer.Option("--calibration", help="Text, or .jsonl of text or messages.", show_default="bundled text")
     ] = None,
     calibration_samples: Annotated[
-        int | None, typer.Option("--calibration-samples", help="Windows to read.", show_default="128; search: 16")
+        int | None, typer.Option("--calibration-samples", help="Windows to read.", show_default="128")
     ] = None,
     calibration_length: Annotated[
         int | None, typer.Option("--calibration-length", help="Tokens in each.", show_default="512, if the model can")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BATCH_TOKENS = 2048  # padding included: bounds what a thread holds of a block's activations
+BATCH_TOKENS = 1024  # padding included: bounds what a thread holds of a block's activations
 SHRINK = 4  # a batch is as long as the longest window, or a half, quarter ... of that, so often
 
 
@@ -38,7 +38,7 @@ class Batch:
 
 
 def batches_of(windows: Sequence[Sequence[int]], length: int) -> list[Batch]:
-    """Batches of at most 2048 places (or one window), longest first, windows in their order."""
+    """Batches of at most 1024 places (or one window), longest first, windows in their order."""
     sizes = [-(-length // 2**step) for step in range(SHRINK)]
     groups: dict[int, list[Sequence[int]]] = {size: [] for size in sizes}
     for window in windows:

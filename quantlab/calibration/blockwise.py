@@ -1,8 +1,7 @@
 """Quantize block by block with the statistics of each block's own inputs, one block in memory at a time.
 
-`gptq` is sequential: statistics of a linear layer are taken with everything before it quantized already, within the
-block too, so that later layers make up for what earlier ones lost. `search` looks at one block of a row at a time, for
-which the float model's statistics from a single pass do.
+Statistics of a linear layer are taken with everything before it quantized already, within the block too: later layers
+make up for what earlier ones lost, and each batch goes through each block once, multiplied by quantized weights.
 """
 
 from __future__ import annotations
@@ -18,14 +17,15 @@ import torch
 from quantlab.calibration import collection
 from quantlab.calibration.activations import ActivationFile
 from quantlab.calibration.batches import Batch, batches_of
+from quantlab.calibration.block_pass import BlockPass
 from quantlab.calibration.samples import CalibrationSamples
 from quantlab.calibration.statistics_file import StatisticsParts
-from quantlab.calibration.streamed_model import StreamedModel
+from quantlab.calibration.streamed_model import Activations, StreamedModel
 from quantlab.calibration.vocabulary import embedding_rows, head_name, quantize_vocabulary
 from quantlab.calibration.work_folder import FinishedTensor, WorkFolder
 from quantlab.checkpoint import Checkpoint
 from quantlab.errors import InputError
-from quantlab.formats import BlockFormat
+from quantlab.formats import BlockFormat, PackedTensor
 from quantlab.quantization.methods import quantize_weight
 from quantlab.quantization.statistics import InputStatistics
 
@@ -38,24 +38,25 @@ VOCABULARY = "vocabulary"  # the step after the blocks
 @dataclass(frozen=True)
 class CalibratedMethod:
     """How tensors are quantized: `options` go to `quantize_weight`, `levels` for linear layers of blocks alone; what
-    runs, runs in `dtype`; `where` begins the errors.
+    runs, runs in `dtype`, linear layers by `activations`; `where` begins the errors.
     """
 
     name: str
     levels: int | None = None
     threads: int = 1
     dtype: torch.dtype = torch.float32
+    activations: Activations = "float"
     options: Mapping[str, Any] = field(default_factory=dict)
     where: str = ""
 
     @property
-    def is_sequential(self) -> bool:
-        """Whether layers see quantized predecessors."""
+    def needs_second_moment(self) -> bool:
+        """Whether tiles of it are not enough."""
         return self.name == "gptq"
 
     def used(self, statistics: InputStatistics | None) -> InputStatistics | None:
         """The part of `statistics` that the method uses."""
-        if statistics is None or self.is_sequential:
+        if statistics is None or self.needs_second_moment:
             return statistics
         return replace(statistics, second_moment=None, tiles=statistics.known_tiles())
 
@@ -94,7 +95,7 @@ class BlockwiseQuantizer:
     ) -> None:
         self.checkpoint, self.plan, self.method, self.work, self.statistics = checkpoint, plan, method, work, statistics
         self.batches: list[Batch] = batches_of(samples.windows, samples.length)
-        self.model = StreamedModel(checkpoint, method.dtype)
+        self.model = StreamedModel(checkpoint, method.dtype, method.activations)
         self._progress, self._done = progress, 0
 
     def run(self) -> Iterator[FinishedTensor]:
@@ -153,7 +154,7 @@ class BlockwiseQuantizer:
         name = self.checkpoint.family.embedding
         rows = embedding_rows(self.checkpoint, ids)
         format = self.plan[name]
-        if format is None or not self.method.is_sequential:
+        if format is None:
             return rows
         searched = quantize_weight(rows, format.name, "search", None, name=name, threads=self.method.threads)
         return searched.packed.dequantize()
@@ -163,54 +164,40 @@ class BlockwiseQuantizer:
         return ActivationFile(path, self.batches, self.model.width, self.method.dtype, create=create)
 
     def _quantize_block(self, index: int) -> list[FinishedTensor]:
-        self.model.load_block(index)
-        with self._activations(index) as hidden, self._activations(index + 1, create=True) as outputs:
-            groups = collection.input_groups(self.model, index, hidden.read(0))
-            finish = self._sequentially if self.method.is_sequential else self._in_one_pass
-            finished = finish(index, groups, hidden, outputs)
+        quantized = [name for name in self.model.linear_names(index) if self.plan[name] is not None]
+        self.model.load_block(index, without=quantized)
+        with (
+            self._activations(index) as hidden,
+            self._activations(index + 1, create=True) as outputs,
+            BlockPass(self.model, index, self.batches, hidden, self.method.threads) as block,
+        ):
+            finished = self._quantize_groups(block, collection.input_groups(self.model, index, hidden.read(0)))
+            self._say(self._place(index, ["outputs"], "computing"), _weights(self.checkpoint, finished))
+            block.finish(outputs)
             outputs.sync()
         self.model.release(self.model.block_names(index))
         self.work.save(_block_step(index), finished)
         self.work.activations(index).unlink()
         return finished
 
-    def _sequentially(
-        self, index: int, groups: list[list[str]], hidden: ActivationFile, outputs: ActivationFile
-    ) -> list[FinishedTensor]:
+    def _quantize_groups(self, block: BlockPass, groups: list[list[str]]) -> list[FinishedTensor]:
         finished: list[FinishedTensor] = []
         for group in groups:
             if not any(self.plan[name] for name in group):
                 continue
-            self._say(self._place(index, group, "reading"), _weights(self.checkpoint, finished))
-            statistics = collection.collect_one(self.model, index, group[0], self.batches, hidden, self.method.threads)
-            self._keep(index, group, statistics)
+            self._say(self._place(block.index, group, "reading"), _weights(self.checkpoint, finished))
+            statistics = block.statistics(group[0], full=self.method.needs_second_moment)
+            self._keep(block.index, group, statistics)
             for name in group:
                 format = self.plan[name]
                 if format is not None:
-                    self._say(self._place(index, [name], "fitting"), _weights(self.checkpoint, finished))
+                    self._say(self._place(block.index, [name], "fitting"), _weights(self.checkpoint, finished))
                     finished.append(self._quantized(name, format, statistics))
-                    self.model.set_weight(name, format.dequantize(finished[-1].blocks))
-        self._say(self._place(index, ["outputs"], "computing"), _weights(self.checkpoint, finished))
-        collection.run_block(self.model, index, hidden, outputs, self.method.threads)
-        return finished
-
-    def _in_one_pass(
-        self, index: int, groups: list[list[str]], hidden: ActivationFile, outputs: ActivationFile
-    ) -> list[FinishedTensor]:
-        self._say(self._place(index, ["inputs"], "reading"))
-        found = collection.collect_all(self.model, index, groups, self.batches, hidden, outputs, self.method.threads)
-        finished: list[FinishedTensor] = []
-        for group in groups:
-            self._keep(index, group, found[group[0]])
-            for name in group:
-                format = self.plan[name]
-                if format is not None:
-                    self._say(self._place(index, [name], "fitting"), _weights(self.checkpoint, finished))
-                    finished.append(self._quantized(name, format, found[group[0]]))
+                    self.model.set_blocks(name, PackedTensor(finished[-1].blocks, format))
         return finished
 
     def _quantized(self, name: str, format: BlockFormat, statistics: InputStatistics) -> FinishedTensor:
-        return self.method.quantize(name, self.checkpoint.read(name, torch.float32), format, statistics)
+        return self.method.quantize(name, self.model.read_weight(name), format, statistics)
 
     def _keep(self, index: int, group: Sequence[str], statistics: InputStatistics) -> None:
         if self.statistics is not None:
@@ -227,7 +214,7 @@ class BlockwiseQuantizer:
         if self.plan.get(name) is not None or self.statistics is not None:
             with self._activations(self.model.blocks) as hidden:
                 head = collection.collect_head(
-                    self.model, name, self.batches, hidden, self.method.threads, full=self.method.is_sequential
+                    self.model, name, self.batches, hidden, self.method.threads, full=self.method.needs_second_moment
                 )
             if self.statistics is not None:
                 self.statistics.add(VOCABULARY, [name], head)

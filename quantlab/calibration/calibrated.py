@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 METHODS = ("search", "gptq")
 DTYPES = ("float32", "bfloat16")
+ACTIVATIONS = ("int8", "float")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class CalibrationOptions:
     statistics_out: Path | None = None
     resume: bool = False
     dtype: str = "float32"
+    activations: str = "int8"
     method_options: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, method: str) -> None:
@@ -45,6 +47,9 @@ class CalibrationOptions:
         """
         if self.dtype not in DTYPES:
             raise InputError(f"--calibration-dtype {self.dtype}: choose one of: {', '.join(DTYPES)}")
+        if self.activations not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise InputError(f"--calibration-activations {self.activations}: choose one of: {known}")
         if method not in METHODS:
             request = self.request if self.request is None or self.request.names_text else None
             given = {
@@ -149,6 +154,7 @@ class Calibration:
             "statistics": None if self.file is None else _file_digest(self.file.path),
             "statistics_out": self.options.statistics_out is not None,
             "calibration_dtype": self.options.dtype,
+            "calibration_activations": self.options.activations,
             "quantlab_version": version("quantlab"),
         }
 

@@ -1,7 +1,7 @@
 """The second moments of what linear layers read, summed over batches in one order whatever computes them.
 
-Each batch is one thread's work, whose matrix products run on that thread alone; the sums are added in the batches'
-order. So the bits do not depend on the number of threads, which they would if BLAS split one product among them.
+A batch, or a panel of a sum, is one thread's work, whose matrix products run on that thread alone; sums are added in
+the batches' order. So the bits do not depend on the number of threads, which they would if BLAS split one product.
 """
 
 from __future__ import annotations
@@ -24,10 +24,8 @@ from quantlab.quantization.statistics import InputStatistics
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-PANEL = 512  # columns of a second moment at a time
-MOST_BYTES = 2_000_000_000  # of second moments that wait to be added, two for each thread
-
-Sums = dict[str, torch.Tensor]  # by linear weight: [in / 32, 32, 32] or [in], float32, sums over tokens
+PANEL = 256  # columns of a second moment at a time
+ROUND = 2  # batches a thread whose inputs are there before they are added to a second moment
 
 
 @contextlib.contextmanager
@@ -62,7 +60,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads:
 
 
 def input_groups(model: StreamedModel, index: int, hidden: torch.Tensor) -> list[list[str]]:
-    """Linear weights of a loaded block that read the same inputs (queries, keys and values; gate and up), in the order
+    """Linear weights of a block that read the same inputs (queries, keys and values; gate and up), in the order
     in which the block meets them.
     """
     met: list[tuple[torch.Tensor, list[str]]] = []
@@ -75,100 +73,76 @@ def input_groups(model: StreamedModel, index: int, hidden: torch.Tensor) -> list
         met.append((inputs, [name]))
 
     with one_thread_each():
-        model.forward_block(index, hidden[:1], note)
+        model.follow_block(index, hidden[:1], note)
     return [names for _, names in met]
 
 
-def collect_one(
-    model: StreamedModel, index: int, name: str, batches: Sequence[Batch], hidden: ActivationFile, threads: int
-) -> InputStatistics:
-    """The second moment of one linear weight's inputs, with the block's weights as they are now.
-
-    Raises:
-        InputError: an input is NaN or infinite.
-    """
-
-    def moment(number: int) -> torch.Tensor:
-        inputs = model.inputs_of(name, index, hidden.read(number))
-        return second_moment(inputs, batches[number])
-
-    threads = _affordable(threads, model.checkpoint.shape(name)[1])
-    total = _summed(in_order(moment, range(len(batches)), threads))
-    return _statistics(name, total, batches)
-
-
-def collect_all(
-    model: StreamedModel,
-    index: int,
-    groups: Sequence[Sequence[str]],
+def measured(
+    name: str,
+    inputs: Callable[[int], torch.Tensor],
     batches: Sequence[Batch],
-    hidden: ActivationFile,
-    outputs: ActivationFile,
+    columns: int,
     threads: int,
-) -> dict[str, InputStatistics]:
-    """The tiles of the second moments of all groups in one pass, by each group's first name; writes the block's
-    outputs too.
+    *,
+    full: bool,
+) -> InputStatistics:
+    """The statistics of what `inputs` gives for each batch's number, [windows, length, columns].
+
+    Args:
+        name: what errors call the layer.
+        full: the whole second moment, or its tiles.
 
     Raises:
         InputError: an input is NaN or infinite.
     """
-    firsts = [group[0] for group in groups]
-
-    def pass_through(number: int) -> Sums:
-        sums: Sums = {}
-
-        def note(name: str, inputs: torch.Tensor) -> None:
-            if name in firsts:
-                sums[name] = tiles(inputs, batches[number])
-
-        outputs.write(number, model.forward_block(index, hidden.read(number), note))
-        return sums
-
-    totals: Sums = {}
-    for sums in in_order(pass_through, range(len(batches)), threads):
-        for name, part in sums.items():
-            totals[name] = totals[name] + part if name in totals else part
-    return {name: _statistics(name, totals[name], batches) for name in firsts}
+    numbers = range(len(batches))
+    if full:
+        total = MomentSum(columns)
+        for start in range(0, len(batches), ROUND * threads):
+            some = numbers[start : start + ROUND * threads]
+            total.add(list(in_order(lambda number: _counted(inputs(number), batches[number]), some, threads)), threads)
+        return _statistics(name, total.symmetric(), batches)
+    return _statistics(name, _summed(in_order(lambda n: tiles(inputs(n), batches[n]), numbers, threads)), batches)
 
 
 def collect_head(
     model: StreamedModel, name: str, batches: Sequence[Batch], hidden: ActivationFile, threads: int, *, full: bool
 ) -> InputStatistics:
-    """Of the head's inputs: the final norm's outputs; `name` is what errors call it, `full` tells whether more than the
-    tiles is wanted.
+    """Of the head's inputs: the final norm's outputs; `name` is what errors call it."""
+    return measured(name, lambda n: model.final_norm(hidden.read(n)), batches, model.width, threads, full=full)
+
+
+class MomentSum:
+    """The sum of x x^T over rows x, float32 [columns, columns].
+
+    Panels of columns are the threads' work, and each adds the rows in their order: memory holds the sum once, and its
+    bits do not depend on the number of threads.
     """
-    measure = second_moment if full else tiles
 
-    def moment(number: int) -> torch.Tensor:
-        return measure(model.final_norm(hidden.read(number)), batches[number])
+    def __init__(self, columns: int) -> None:
+        self._sum = torch.zeros(columns, columns)
+        self._panels = [slice(start, min(start + PANEL, columns)) for start in range(0, columns, PANEL)]
 
-    threads = _affordable(threads, model.width)
-    return _statistics(name, _summed(in_order(moment, range(len(batches)), threads)), batches)
+    @torch.inference_mode()
+    def add(self, parts: Sequence[torch.Tensor], threads: int) -> None:
+        """Add rows, float32 [tokens, columns] each."""
 
+        @torch.inference_mode()
+        def add_panel(panel: slice) -> None:  # what lies below the diagonal is what lies above it
+            for rows in parts:
+                self._sum[panel, panel.start :].addmm_(rows[:, panel].T, rows[:, panel.start :])
 
-def run_block(model: StreamedModel, index: int, hidden: ActivationFile, outputs: ActivationFile, threads: int) -> None:
-    """Write the outputs of a loaded block."""
+        for _ in in_order(add_panel, self._panels, threads):
+            pass
 
-    def step(number: int) -> None:
-        outputs.write(number, model.forward_block(index, hidden.read(number)))
-
-    for _ in in_order(step, range(len(hidden)), threads):
-        pass
-
-
-@torch.inference_mode()
-def second_moment(inputs: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """The sum over counted tokens of x x^T, float32 [in, in], exactly symmetric."""
-    rows = _counted(inputs, batch)
-    columns = rows.shape[1]
-    product = torch.empty(columns, columns)
-    for start in range(0, columns, PANEL):  # what lies below the diagonal is what lies above it
-        end = start + PANEL
-        product[start:end, start:] = rows[:, start:end].T @ rows[:, start:]
-        product[end:, start:end] = product[start:end, end:].T
-        square = product[start:end, start:end]
-        square.copy_((square + square.T) / 2)
-    return product
+    @torch.inference_mode()
+    def symmetric(self) -> torch.Tensor:
+        """The sum, exactly symmetric; nothing can be added any more."""
+        for panel in self._panels:
+            square = self._sum[panel, panel]
+            square.copy_((square + square.T) / 2)
+            self._sum[panel.stop :, panel] = self._sum[panel, panel.stop :].T
+        return self._sum
 
 
 @torch.inference_mode()
@@ -184,12 +158,11 @@ def tiles(inputs: torch.Tensor, batch: Batch) -> torch.Tensor:
     return (products + products.transpose(1, 2)) / 2
 
 
-def _affordable(threads: int, columns: int) -> int:
-    """As many threads as memory for their second moments allows, at least one."""
-    return max(1, min(threads, MOST_BYTES // (2 * 4 * columns**2)))
-
-
+@torch.inference_mode()
 def _counted(inputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Rows of the tokens that count, float32 [tokens, in]."""
+    if batch.tokens == batch.ids.size:
+        return inputs.reshape(-1, inputs.shape[-1]).to(torch.float32)
     return inputs[torch.from_numpy(batch.counted)].to(torch.float32)
 
 

@@ -16,6 +16,7 @@ from quantlab.checkpoint import Checkpoint, TensorEntry, open_checkpoint, open_w
 from quantlab.checkpoint.expected_shapes import check_shapes
 from quantlab.checkpoint.export import check_outside
 from quantlab.checkpoint.gguf_file import GgufFile
+from quantlab.checkpoint.gguf_writer import GgufWriter
 from quantlab.checkpoint.reader import read_json
 from quantlab.checkpoint.tensors import DTYPE_BYTES, FLOAT_DTYPES
 from quantlab.errors import InputError
@@ -48,7 +49,10 @@ class TensorReport:
 
 @dataclass(frozen=True)
 class QuantizeReport:
-    """`bytes` counts tensor data; `bits_per_weight` is that over all parameters, unquantized ones included."""
+    """`bytes` counts tensor data as OUT holds them; `bits_per_weight` is that over all parameters, unquantized ones
+    included. `file_bytes` is the size of a GGUF file, header and padding included: None for a folder, and in a dry run
+    of a method whose settings are known at its end only (`learned`, or one with a target).
+    """
 
     parameters: int
     bytes: int
@@ -57,6 +61,7 @@ class QuantizeReport:
     seconds: float
     tensors: tuple[TensorReport, ...]
     notes: tuple[str, ...]
+    file_bytes: int | None = None
 
 
 def quantize_checkpoint(
@@ -107,10 +112,12 @@ def quantize_checkpoint(
     options = calibration or CalibrationOptions()
     if method == learned.METHOD and not dry_run:
         choice = {"format": format, "uniform": uniform, "recipe": recipe, "levels": levels}
-        return _quantize_learned(
+        report = _quantize_learned(
             model, out, choice, options, learning or learned.LearnSettings(), overwrite, threads, progress
         )
-    method = "gptq" if method == learned.METHOD else method
+        return replace(report, file_bytes=_file_bytes(out))
+    settings_are_known = method != learned.METHOD
+    method = method if settings_are_known else "gptq"
     options.check(method)
     checkpoint = open_checkpoint(model)
     if not all(checkpoint.stored_type(name) in _FLOAT_WORDS for name in checkpoint.names):
@@ -120,15 +127,21 @@ def quantize_checkpoint(
     check_shapes(checkpoint)
     plan = {name: _planned_format(checkpoint, rules, name) for name in checkpoint.names}
     job = _Job(checkpoint, out, rules, plan, method, levels, threads, progress)
+    for name, planned in plan.items():
+        if planned is not None:
+            _with_levels(job, name, planned)  # refuses before any work
     reports = [_report(checkpoint, rules, name, format) for name, format in plan.items()]
     notes: tuple[str, ...] = ()
-    total = sum(entry.nbytes for entry in job.entries)
-    if not dry_run:
+    if dry_run:
+        total, file_bytes = _bytes_to_be(job, options)
+        file_bytes = file_bytes if settings_are_known else None
+    else:
         replaceable = overwrite or is_own_output(out)
         if method in calibrated.METHODS:
             written, notes, total = _write_calibrated(job, options, replaceable, overwrite)
         else:
             written, notes, total = _write_rounded(job, replaceable)
+        file_bytes = _file_bytes(out)
         reports = [written.get(report.name, replace(report, relative_error=0.0)) for report in reports]
     return QuantizeReport(
         parameters=checkpoint.parameters,
@@ -138,6 +151,7 @@ def quantize_checkpoint(
         seconds=time.monotonic() - started,
         tensors=tuple(reports),
         notes=notes,
+        file_bytes=file_bytes,
     )
 
 
@@ -160,7 +174,8 @@ def _quantize_learned(
             model, start, method="gptq", calibration=from_there, threads=threads, progress=progress, **choice
         )
 
-    deciding = {**choice, **options.method_options, "calibration_dtype": options.dtype}
+    run = {"calibration_dtype": options.dtype, "calibration_activations": options.activations}
+    deciding = {**choice, **options.method_options, **run}
     return quantize_learned(
         model,
         out,
@@ -217,6 +232,30 @@ class _Job:
         return TensorReport(name, self.checkpoint.shape(name), format.name, error, note, weighted)
 
 
+def _file_bytes(out: Path) -> int | None:
+    return out.stat().st_size if out.is_file() else None
+
+
+def _bytes_to_be(job: _Job, options: CalibrationOptions) -> tuple[int, int | None]:
+    """Of all tensors and, of a GGUF file, of the whole: its metadata tell what it was calibrated with."""
+    if job.out.suffix != ".gguf":
+        return sum(entry.nbytes for entry in job.entries), None
+    config = job.config()
+    sidecars: _Sidecars = {}
+    if job.method in calibrated.METHODS:
+        config, sidecars = _described(job, options, Calibration(job.checkpoint, job.method, options))
+    writer = GgufWriter(job.out, job.entries, config, companions=job.checkpoint, sidecars=sidecars)
+    file_bytes = writer.file_bytes
+    return writer.tensor_bytes, file_bytes
+
+
+def _described(job: _Job, options: CalibrationOptions, calibration: Calibration) -> tuple[dict[str, Any], _Sidecars]:
+    """Configuration and sidecars of an output that was calibrated."""
+    config = job.config({"calibration": calibration.provenance, **options.method_options})
+    return config, {"calibration": calibration.sidecar}
+
+
+_Sidecars = dict[str, dict[str, Any]]
 _Written = tuple[dict[str, TensorReport], tuple[str, ...], int]  # by name; notes; bytes of all tensors
 
 
@@ -233,11 +272,11 @@ def _write_calibrated(job: _Job, options: CalibrationOptions, replaceable: bool,
         levels=job.levels,
         threads=usable_threads(job.threads),
         dtype=getattr(torch, options.dtype),
+        activations=options.activations,  # type: ignore[arg-type]
         options=options.method_options,
         where=f"{job.checkpoint.path}: ",
     )
-    config = job.config({"calibration": calibration.provenance, **options.method_options})
-    sidecars = {"calibration": calibration.sidecar}
+    config, sidecars = _described(job, options, calibration)
     reports: dict[str, TensorReport] = {}
     with open_writer(
         job.out, job.entries, config, companions=job.checkpoint, replace=replaceable, sidecars=sidecars
@@ -283,7 +322,7 @@ def _write_rounded(job: _Job, replaceable: bool) -> _Written:
 
 def _with_levels(job: _Job, name: str, format: BlockFormat) -> BlockFormat:
     vocabulary = (job.checkpoint.family.embedding, job.checkpoint.family.head)
-    return format if job.levels is None or name in vocabulary else replace(format, levels=job.levels)
+    return format if name in vocabulary else format.with_levels(job.levels)
 
 
 def is_own_output(out: Path) -> bool:

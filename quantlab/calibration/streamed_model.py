@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -20,12 +20,17 @@ from torch import nn
 from quantlab.calibration.batches import Batch
 from quantlab.checkpoint import Checkpoint
 from quantlab.errors import InputError
+from quantlab.formats import FORMATS, PackedTensor
 from quantlab.loading import empty_model
+from quantlab.nn.int8 import int8_linear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FINAL_NORM = "output_norm.weight"  # GGUF's name of the norm before the head, which all families share
+
+BY_INT8 = FORMATS["q8_0"]  # what float weights are rounded to where activations are int8
+Activations = Literal["float", "int8"]
 
 TableReader = Callable[[np.ndarray], torch.Tensor]  # token ids, ascending -> their rows of the embedding
 Note = Callable[[str, torch.Tensor], None]  # a linear weight's name, its inputs [windows, length, in]
@@ -49,15 +54,19 @@ class _ReachedError(Exception):
 class StreamedModel:
     """Embedding, blocks and final norm of a checkpoint, computed in `dtype`; blocks get weights as they are needed.
 
-    What computes may be called from several threads at a time.
+    What computes may be called from several threads at a time. With `activations` "int8" linear layers multiply like
+    the native engine: by blocks, float weights being rounded to Q8_0, with inputs rounded to int8 in runs of 32. That
+    takes a third of the time of fp32, and its errors are far below what statistics of the inputs notice.
 
     Attributes:
         blocks: number of transformer blocks.
         width: of the hidden states.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
-        self.checkpoint, self.dtype = checkpoint, dtype
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, activations: Activations = "float"
+    ) -> None:
+        self.checkpoint, self.dtype, self.activations = checkpoint, dtype, activations
         self.model = empty_model(checkpoint).eval()
         _fill_buffers(self.model)
         self._stem = checkpoint.family.linear[0].partition(".*.")[0]
@@ -65,9 +74,10 @@ class StreamedModel:
         self.blocks, self.width = len(self._blocks), int(self.model.config.get_text_config().hidden_size)
         self._calls: dict[int, list[_Call]] = {}  # by length of the windows
         self._notes = threading.local()
+        self._packed: dict[str, PackedTensor] = {}  # linear weights whose products take int8 activations
         for index in range(self.blocks):
             for name in self.linear_names(index):
-                self.model.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(self._hook(name))
+                self._watch(name)
 
     def block_names(self, index: int) -> list[str]:
         """The checkpoint's tensors of a block."""
@@ -78,16 +88,37 @@ class StreamedModel:
         """The linear weights of a block."""
         return [name for name in self.block_names(index) if len(self.checkpoint.shape(name)) == 2]
 
-    def load_block(self, index: int) -> None:
-        """Give a block its weights.
+    def load_block(self, index: int, without: Collection[str] = ()) -> None:
+        """Give a block its weights, but for those named: they are set before what needs them runs.
 
         Raises:
-            InputError: one of them is NaN or infinite, which would show as such inputs somewhere else.
+            InputError: as `read_weight`.
         """
+        linear = self.linear_names(index)
         for name in self.block_names(index):
-            self.set_weight(name, self._read(name))
+            if name not in without:
+                weight = self.read_weight(name)
+                packed = self._as_bytes(name, weight) if name in linear else None
+                if packed is None:
+                    self.set_weight(name, weight)
+                else:
+                    self._packed[name] = packed
 
-    def _read(self, name: str) -> torch.Tensor:
+    def _as_bytes(self, name: str, weight: torch.Tensor) -> PackedTensor | None:
+        """A linear weight for products with int8 activations, if these are wanted and a block format can hold it."""
+        if self.activations == "float" or not BY_INT8.fits(tuple(weight.shape)):
+            return None
+        try:
+            return BY_INT8.quantize(weight, name)
+        except InputError:  # a scale beyond half precision
+            return None
+
+    def read_weight(self, name: str) -> torch.Tensor:
+        """A tensor in float32, linear weights [out, in].
+
+        Raises:
+            InputError: it is NaN or infinite somewhere, which would show as such inputs somewhere else.
+        """
         weight = self.checkpoint.read(name, torch.float32)
         if not bool(weight.isfinite().all()):
             raise InputError(f"{self.checkpoint.path}: {name}: holds NaN or infinity; the checkpoint is damaged")
@@ -99,9 +130,17 @@ class StreamedModel:
         value = weight.T if self.checkpoint.family.is_transposed(name) else weight
         setattr(module, leaf, nn.Parameter(value.to(self.dtype).contiguous(), requires_grad=False))
 
+    def set_blocks(self, name: str, packed: PackedTensor) -> None:
+        """Replace a linear weight by its quantized one."""
+        if self.activations == "int8":
+            self._packed[name] = packed
+        else:
+            self.set_weight(name, packed.dequantize())
+
     def release(self, names: Sequence[str]) -> None:
         """Drop weights."""
         for name in names:
+            self._packed.pop(name, None)
             module, leaf = self._owner(name)
             empty = torch.empty_like(getattr(module, leaf), device="meta")
             setattr(module, leaf, nn.Parameter(empty, requires_grad=False))
@@ -118,7 +157,7 @@ class StreamedModel:
         """
         used = np.unique(np.concatenate([batch.ids.reshape(-1) for batch in batches]))
         for name in self._outer_names():
-            self.set_weight(name, self._read(name))
+            self.set_weight(name, self.read_weight(name))
         self._set_table(table(used))
         for batch in batches:
             ids = torch.from_numpy(np.searchsorted(used, batch.ids))
@@ -175,26 +214,35 @@ class StreamedModel:
             self._notes.note = None
         return output[0] if isinstance(output, tuple) else output
 
-    def inputs_of(self, name: str, index: int, hidden: torch.Tensor) -> torch.Tensor:
-        """The inputs of one linear weight; what comes after it in the block does not run."""
-
-        def stop(met: str, inputs: torch.Tensor) -> None:
-            if met == name:
-                raise _ReachedError(inputs)
-
+    def follow_block(self, index: int, hidden: torch.Tensor, note: Note) -> None:
+        """Show `note` which linear weights a block meets, in their order: their products are zeros, and they need not
+        be loaded.
+        """
+        self._notes.follows = True
         try:
-            self.forward_block(index, hidden, stop)
-        except _ReachedError as reached:
-            return reached.inputs
-        raise AssertionError(f"{name}: the block runs without it")
+            self.forward_block(index, hidden, note)
+        finally:
+            self._notes.follows = False
 
-    def _hook(self, name: str) -> Callable[..., None]:
-        def meet(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+    def _watch(self, name: str) -> None:
+        """Let a linear layer tell what it meets, and multiply by what it has then: blocks or a float weight."""
+        module = self._owner(name)[0]
+        float_product, rows = module.forward, self.checkpoint.shape(name)[0]
+
+        def forward(inputs: torch.Tensor) -> torch.Tensor:
             note = getattr(self._notes, "note", None)
             if note is not None:
-                note(name, arguments[0])
+                note(name, inputs)
+            if getattr(self._notes, "follows", False):
+                return inputs.new_zeros(*inputs.shape[:-1], rows)
+            packed = self._packed.get(name)
+            if packed is None:
+                product: torch.Tensor = float_product(inputs)
+                return product
+            bias = cast("torch.Tensor | None", module.bias)
+            return int8_linear(inputs, packed.blocks, bias, packed.format)
 
-        return meet
+        module.forward = forward
 
     @torch.inference_mode()
     def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:

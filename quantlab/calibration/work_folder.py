@@ -13,13 +13,14 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from quantlab.checkpoint.atomic import atomic_file
 from quantlab.checkpoint.json_file import read_json
 from quantlab.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 OPTIONS = "options.json"
 
