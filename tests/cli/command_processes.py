@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +24,11 @@ def quantlab_process(*arguments: object, **options: Any) -> subprocess.Completed
     """Run the installed command to its end."""
     command = [*QUANTLAB, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=environment(), **options)
+
+
+def heed_ctrl_c() -> None:
+    """Whoever runs the tests in the background of a shell has Ctrl-C ignored, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)

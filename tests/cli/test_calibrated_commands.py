@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from command_processes import PATIENCE, QUANTLAB, environment, heed_ctrl_c
 
 from quantlab.formats import FORMATS
 
 CALIBRATION = ("--calibration-samples", 24, "--calibration-length", 64, "-t", 1)
-PATIENCE = 120  # seconds until a subprocess counts as hung
 
 
 @pytest.fixture
@@ -116,8 +114,8 @@ def test_a_broken_run_is_resumed_to_the_same_bytes(number, run, make_model, cali
     out, work = tmp_path / "out", tmp_path / "out.quantizing"
     arguments = ["quantize", model, out, "--method", "gptq", *calibrated]
     process = subprocess.Popen(
-        [sys.executable, "-m", "quantlab.cli", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        [*QUANTLAB, *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), preexec_fn=heed_ctrl_c,
     )  # fmt: skip
     end = time.monotonic() + PATIENCE
     while not (work / "block-0000.safetensors").exists() and time.monotonic() < end:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_processes import PATIENCE, QUANTLAB, Run, environment, quantlab_process
+from command_processes import PATIENCE, QUANTLAB, Run, environment, heed_ctrl_c, quantlab_process
 
 
 def test_a_defect_is_one_line_and_status_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,11 +41,6 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[Any]) ->
         assert process.poll() is None, "ended too early"
         assert time.monotonic() < deadline, "hung"
         time.sleep(0.01)
-
-
-def heed_ctrl_c() -> None:
-    """Whoever runs the tests in the background of a shell has Ctrl-C ignored, and so would their children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
