@@ -17,6 +17,7 @@ from quantlab.calibration.batches import Batch
 from quantlab.calibration.paused_forward import PausedForward
 from quantlab.calibration.streamed_model import StreamedModel
 from quantlab.quantization.statistics import InputStatistics
+from quantlab.quantization.workers import in_order
 
 MOST_WAITING = 2_500_000_000  # bytes that waiting passes may hold
 SHARE_OF_MEMORY = 4  # or that part of the machine's
@@ -69,7 +70,7 @@ class BlockPass:
             forward = self._waiting.pop(number, None) or self._new(number)
             outputs.write(number, forward.until(None))
 
-        for _ in collection.in_order(step, range(len(self.batches)), self.threads):
+        for _ in in_order(step, range(len(self.batches)), self.threads):
             pass
 
     def _inputs(self, number: int, name: str) -> torch.Tensor:

@@ -28,6 +28,7 @@ from quantlab.errors import InputError
 from quantlab.formats import BlockFormat, PackedTensor
 from quantlab.quantization.methods import quantize_weight
 from quantlab.quantization.statistics import InputStatistics
+from quantlab.quantization.workers import one_thread_each
 
 Progress = Callable[[int, int, str], None]
 Plan = Mapping[str, BlockFormat | None]
@@ -131,10 +132,11 @@ class BlockwiseQuantizer:
         start = len(self.batches) if first else 0
         embedded = self.model.embed(self.batches, self._table, start)
         if first:
-            for _ in embedded:
-                pass
+            with one_thread_each():
+                for _ in embedded:
+                    pass
             return
-        with self._activations(0, create=True) as hidden, collection.one_thread_each():
+        with self._activations(0, create=True) as hidden, one_thread_each():
             self._check_disk(2 * hidden.nbytes)
             for number, states in enumerate(embedded):
                 hidden.write(number, states)

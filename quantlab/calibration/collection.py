@@ -6,11 +6,7 @@ the batches' order. So the bits do not depend on the number of threads, which th
 
 from __future__ import annotations
 
-import contextlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -20,43 +16,10 @@ from quantlab.calibration.streamed_model import StreamedModel
 from quantlab.errors import InputError
 from quantlab.formats.blocks import BLOCK_SIZE
 from quantlab.quantization.statistics import InputStatistics
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from quantlab.quantization.workers import in_order, one_thread_each
 
 PANEL = 256  # columns of a second moment at a time
 ROUND = 2  # batches a thread whose inputs are there before they are added to a second moment
-
-
-@contextlib.contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Torch's operations run on the thread that calls them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """Results in the items' order, computed by up to `threads` at a time; at most that many wait."""
-    with one_thread_each():
-        if threads == 1:
-            yield from map(function, items)
-            return
-        with ThreadPoolExecutor(threads) as pool:
-            pending: deque[Future[Result]] = deque()
-            try:
-                for item in items:
-                    pending.append(pool.submit(function, item))
-                    if len(pending) == threads:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            finally:
-                for future in pending:
-                    future.cancel()
 
 
 def input_groups(model: StreamedModel, index: int, hidden: torch.Tensor) -> list[list[str]]:

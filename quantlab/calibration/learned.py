@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantlab.calibration.calibrated import usable_threads
 from quantlab.calibration.padded_windows import PaddedWindows, pad_windows
 from quantlab.checkpoint import Checkpoint, open_checkpoint, open_writer
 from quantlab.checkpoint.atomic import atomic_file
@@ -44,10 +45,13 @@ class LearnSettings:
 
     Learning rates are steps of Adam at their highest: `learning_rate` moves weights by that share of their block's d,
     `norm_rate` norms by that share of their root mean square, `code_rate` latent codes by that many codes.
+
+    A step reads `step_tokens` in parts of at most `window_tokens`, which are what threads divide among themselves.
     """
 
     steps: int = 400
     step_tokens: int = 512
+    window_tokens: int = 256
     learning_rate: float = 5e-3
     norm_rate: float = 3e-4
     code_rate: float = 1e-2
@@ -59,7 +63,7 @@ class LearnSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "step_tokens", "patience"):
+        for name in ("steps", "step_tokens", "window_tokens", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"learned: {name} is {getattr(self, name)}; at least 1 is needed")
         for name in ("learning_rate", "norm_rate", "code_rate", "temperature"):
@@ -96,33 +100,39 @@ def learn_scales(
     settings: LearnSettings | None = None,
     *,
     overwrite: bool = False,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> LearnReport:
     """Train the scales of a quantized model and write it again with them: the same formats, the same size.
 
-    Equal arguments give equal bytes on one machine with one number of torch's threads; matrix products may differ in
-    their last bits with another number. A run that was killed goes on from its last saved state in `work` and ends with
-    the bytes of an uninterrupted one.
+    Equal arguments give equal bytes on one machine, for any number of threads; on another processor torch's matrix
+    products may differ in their last bits. A run that was killed goes on from its last saved state in `work`, with any
+    number of threads, and ends with the bytes of an uninterrupted one.
 
     Args:
         source: the original float model: folder, GGUF file or hub id.
         quantized: the model to start from, quantized from `source`.
-        samples: token ids of the calibration windows; some are held out to choose the best state.
+        samples: token ids of the calibration windows; some are held out to choose the best state. A window is never
+            divided, so more threads than a step has windows are of no use (see `LearnSettings.window_tokens`).
         out: folder to make, or GGUF file if its name ends in `.gguf`.
         work: folder for unfinished work, made if missing; what the same run left there is gone on with.
         overwrite: whether an existing `out` may be replaced.
+        threads: the most to use on a CPU, by default one a core.
 
     Raises:
         InputError: a model cannot be read, the two have different tensors, nothing is quantized, too few samples or ids
             beyond the vocabulary, unfinished work of another run, an `out` that exists or is one of the models.
     """
+    from quantlab.quantization.workers import one_thread_each
+
     started, chosen = time.monotonic(), settings or LearnSettings()
     original, start = open_checkpoint(source), open_checkpoint(quantized)
     _check(original, start, out, overwrite)
     vocabulary = start.shape(start.family.embedding)[0]
     windows = pad_windows(samples, vocabulary, chosen.seed)
     _claim(work, _identity(original, start, windows, chosen))
-    trained, result, count = _train(original, start, windows, chosen, work, progress)
+    with one_thread_each():
+        trained, result, count = _train(original, start, windows, chosen, work, usable_threads(threads), progress)
     notes = []
     if result.best_step == 0:
         trained, notes = {}, ["no step of learning was better than the start on held-out windows; the start was kept"]
@@ -158,6 +168,7 @@ def _train(
     windows: PaddedWindows,
     settings: LearnSettings,
     work: Path,
+    threads: int,
     progress: Progress | None,
 ) -> tuple[dict[str, PackedTensor | torch.Tensor], TrainingResult, int]:
     """The trained tensors by name, what the training says, and how many numbers were trained."""
@@ -167,13 +178,17 @@ def _train(
     from quantlab.calibration.scale_training import ScaleTraining
     from quantlab.calibration.teacher import LiveTeacher, open_teacher
     from quantlab.loading import load_model
+    from quantlab.quantization.workers import check_at_every_matrix
 
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    device = torch.device("cpu")
+    if torch.accelerator.is_available():
+        device, threads = torch.accelerator.current_accelerator() or device, 1
     schedule = _schedule(settings, windows)
     model = load_model(original.path, device=device)
+    check_at_every_matrix(model)
     say = None if progress is None else _teacher_progress(progress, windows)
     teacher = open_teacher(
-        model, windows.ids, schedule.windows_used(windows), settings.temperature, work / TEACHER, say
+        model, windows.ids, schedule.windows_used(windows), settings.temperature, work / TEACHER, say, threads
     )
     if not isinstance(teacher, LiveTeacher):
         del model  # one model in memory is enough
@@ -181,7 +196,7 @@ def _train(
     parts = LearnableParts(student, start, norms=settings.train_norms, codes=settings.train_codes)
     _save_memory(student, windows, schedule)
     training = ScaleTraining(
-        student, parts.parameters(), teacher, windows, schedule, parts.keep_codes_in_range, work / STATE
+        student, parts.parameters(), teacher, windows, schedule, parts.keep_codes_in_range, work / STATE, threads
     )
     result = training.run(progress)
     return parts.tensors(), result, sum(p.numel() for p in training.parameters.values())
@@ -194,6 +209,7 @@ def _schedule(settings: LearnSettings, windows: PaddedWindows) -> Schedule:
     return Schedule(
         steps=settings.steps,
         batch=max(1, round(settings.step_tokens / mean_length)),
+        part_tokens=settings.window_tokens,
         learning_rates={"scales": settings.learning_rate, "norms": settings.norm_rate, "codes": settings.code_rate},
         temperature=settings.temperature,
         evaluate_every=max(1, settings.steps // EVALUATIONS),
@@ -236,13 +252,14 @@ def _claim(work: Path, identity: str) -> None:
 
 
 def _save_memory(student: PreTrainedModel, windows: PaddedWindows, schedule: Schedule) -> None:
-    """Where a step's activations would fill the memory, keep only those between blocks, and compute the rest twice."""
+    """Where a step's activations would fill the memory, keep only those between blocks, and compute the rest twice.
+
+    Counted is the whole step, which as many threads as it has parts hold at a time.
+    """
     import torch
 
-    from quantlab.calibration.scale_training import windows_at_once
-
     config = student.config.get_text_config()
-    tokens = min(schedule.batch, windows_at_once(student, windows)) * windows.ids.shape[1]
+    tokens = schedule.batch * windows.ids.shape[1]
     width = 12 * config.hidden_size + 4 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
     if 4 * tokens * width * config.num_hidden_layers <= KEPT_ACTIVATIONS:
         return

@@ -36,6 +36,7 @@ def quantize_learned(
     *,
     replaceable: bool,
     discard: bool,
+    threads: int,
     progress: Progress | None,
 ) -> QuantizeReport:
     """Quantize with `begin` into OUT.quantizing, learn the scales of that, and write `out`.
@@ -45,6 +46,7 @@ def quantize_learned(
         deciding: what else decides the output's bytes, as JSON values.
         replaceable: whether an existing `out` may be replaced.
         discard: whether unfinished work may be thrown away that is not to be resumed.
+        threads: the most to use; the bytes do not depend on it.
 
     Raises:
         InputError: statistics instead of text, an `out` that exists, unfinished work of other options or that was not
@@ -71,9 +73,17 @@ def quantize_learned(
         _remember(report, report_file)
     report = _remembered(report_file)
     learned = learn_scales(
-        model, start, windows, out, work, settings, overwrite=replaceable, progress=_in_weights(original, progress)
+        model,
+        start,
+        windows,
+        out,
+        work,
+        settings,
+        overwrite=replaceable,
+        threads=threads,
+        progress=_in_weights(original, progress),
     )
-    errors = _relative_errors(original, open_checkpoint(out))
+    errors = _relative_errors(original, open_checkpoint(out), threads)
     shutil.rmtree(work)
     said = f"learned: KL divergence on held-out windows {learned.start_divergence:.6f} -> {learned.best_divergence:.6f}"
     tensors = tuple(
@@ -84,10 +94,14 @@ def quantize_learned(
 
 
 def _windows(original: Checkpoint, request: CalibrationRequest, settings: LearnSettings) -> tuple[tuple[int, ...], ...]:
-    """As many as the steps read once, and those held out; the text may have fewer."""
-    length = open_calibration(original, request).length
-    needed = math.ceil(settings.steps * settings.step_tokens / length * HELD_OUT_SHARE / (HELD_OUT_SHARE - 1))
-    return open_calibration(original, replace(request, samples=max(request.samples or SAMPLES, needed))).windows
+    """As much text as the steps read once, and what is held out, in windows of at most `window_tokens`; the text may
+    have less.
+    """
+    asked = open_calibration(original, request).length
+    length = min(asked, settings.window_tokens)
+    read = settings.steps * settings.step_tokens * HELD_OUT_SHARE / (HELD_OUT_SHARE - 1)
+    tokens = max((request.samples or SAMPLES) * asked, read)
+    return open_calibration(original, replace(request, samples=math.ceil(tokens / length), length=length)).windows
 
 
 def _claim(work: Path, options: dict[str, Any], resume: bool, discard: bool) -> None:
@@ -128,16 +142,17 @@ def _in_weights(original: Checkpoint, progress: Progress | None) -> Progress | N
     return lambda done, tokens, note: progress(done * total // max(1, tokens), total, f"learning scales: {note}")
 
 
-def _relative_errors(original: Checkpoint, written: Checkpoint) -> dict[str, float]:
+def _relative_errors(original: Checkpoint, written: Checkpoint, threads: int) -> dict[str, float]:
     """The Frobenius norm of each quantized tensor's error over that of its weights."""
     import torch
 
-    errors = {}
-    for name in written.names:
-        if written.format(name) is None:
-            continue
+    from quantlab.quantization.workers import in_order
+
+    def relative_error(name: str) -> float:
         weight = original.read(name, torch.float32)
         error = written.read_packed(name).dequantize() - weight
         norms = [float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in (error, weight)]
-        errors[name] = norms[0] / norms[1] if norms[1] else 0.0
-    return errors
+        return norms[0] / norms[1] if norms[1] else 0.0
+
+    names = [name for name in written.names if written.format(name) is not None]
+    return dict(zip(names, in_order(relative_error, names, threads), strict=True))

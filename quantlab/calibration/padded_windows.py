@@ -9,7 +9,7 @@ import numpy as np
 
 from quantlab.errors import InputError
 
-HELD_OUT_SHARE, MOST_HELD_OUT = 8, 32  # every eighth window, and no more than that many
+HELD_OUT_SHARE, MOST_HELD_OUT = 8, 64  # every eighth window, and no more than that many
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ class PausedForward:
         else:
             self._go.release()
         self._there.acquire()
+        if name is None:
+            self._thread.join()  # it has nothing left to do
         if self._failure is not None:
             raise self._failure
         found, self._found = self._found, None

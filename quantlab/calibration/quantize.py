@@ -185,6 +185,7 @@ def _quantize_learned(
         deciding,
         replaceable=overwrite or is_own_output(out),
         discard=overwrite,
+        threads=usable_threads(threads),
         progress=progress,
     )
 

@@ -2,7 +2,10 @@
 
 A loop of our own and not transformers' Trainer: the state is some small tensors a layer, where the Trainer saves whole
 models, and not atomically; the best state must be found by the divergence on held-out windows and the start counts as a
-candidate; a resumed run must end with the same bytes.
+candidate; a resumed run must end with the same bytes, and so must one with another number of threads.
+
+A step is a fixed list of parts, each some windows that one thread takes forward and backward alone; gradients are added
+in the list's order. Held-out windows are divided alike.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from quantlab.calibration import heap
 from quantlab.calibration.padded_windows import PaddedWindows
 from quantlab.calibration.teacher import Teacher
 from quantlab.checkpoint.atomic import atomic_file
 from quantlab.errors import InputError
+from quantlab.quantization.workers import check_at_every_matrix, in_order, one_thread_each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,12 +41,14 @@ Progress = Callable[[int, int, str], None]  # (tokens done, tokens in all, the l
 @dataclass(frozen=True)
 class Schedule:
     """`learning_rates` are Adam's at their highest, by kind of parameter; they rise over the first steps and fall to
-    zero along a cosine. A step takes `batch` windows. Every `evaluate_every` steps the held-out divergence is measured;
-    after `patience` measurements without a new best the run ends. The state is saved every `save_seconds`.
+    zero along a cosine. A step takes `batch` windows, in parts of at most `part_tokens` places, padding included, or
+    one window. Every `evaluate_every` steps the held-out divergence is measured; after `patience` measurements without
+    a new best the run ends. The state is saved every `save_seconds`.
     """
 
     steps: int
     batch: int
+    part_tokens: int
     learning_rates: Mapping[str, float]
     temperature: float
     evaluate_every: int
@@ -75,9 +82,10 @@ class TrainingResult:
     history: tuple[tuple[int, float], ...]
 
 
-def windows_at_once(student: PreTrainedModel, windows: PaddedWindows) -> int:
-    """How many windows go through the model together."""
-    return max(1, LOGITS_AT_ONCE // (windows.ids.shape[1] * student.config.get_text_config().vocab_size))
+def windows_in_a_part(student: PreTrainedModel, windows: PaddedWindows, part_tokens: int) -> int:
+    """How many windows go through the model together: what is a thread's work, and so depends on no thread."""
+    places = min(part_tokens, LOGITS_AT_ONCE // student.config.get_text_config().vocab_size)
+    return max(1, places // windows.ids.shape[1])
 
 
 class ScaleTraining:
@@ -88,6 +96,7 @@ class ScaleTraining:
         windows: those to train on, and those that decide which state is best.
         after_step: called after every step of the optimizer.
         state_file: where the state is kept, if the run is to survive a kill.
+        threads: how many parts are computed at a time; no bit depends on it on a CPU.
     """
 
     def __init__(
@@ -99,9 +108,11 @@ class ScaleTraining:
         schedule: Schedule,
         after_step: Callable[[], None],
         state_file: Path | None = None,
+        threads: int = 1,
     ) -> None:
         self.student, self.teacher, self.windows, self.schedule = student, teacher, windows, schedule
-        self.after_step, self.state_file = after_step, state_file
+        self.after_step, self.state_file, self.threads = after_step, state_file, threads
+        check_at_every_matrix(student)
         self.parameters = {f"{kind}:{name}": p for kind, group in parameters.items() for name, p in group.items()}
         groups = [
             {"params": list(group.values()), "lr": schedule.learning_rates[kind]} for kind, group in parameters.items()
@@ -112,6 +123,7 @@ class ScaleTraining:
         self.history: list[tuple[int, float]] = []
         self.best: dict[str, torch.Tensor] = self._snapshot()
 
+    @one_thread_each()  # the optimizer and the gradients' norms belong to the calling thread
     def run(self, progress: Progress | None = None) -> TrainingResult:
         """Train to the end or until nothing improves, and leave the student with the best state, the start included.
 
@@ -120,6 +132,8 @@ class ScaleTraining:
         """
         schedule, windows = self.schedule, self.windows
         tokens = schedule.batch * windows.tokens(windows.training) // len(windows.training)  # of a step, on average
+        if self.threads > 1:
+            heap.share_heaps()
         self._restore()
         if not self.history:
             self._evaluate()
@@ -154,10 +168,18 @@ class ScaleTraining:
         windows = self.schedule.windows(self.step, self.windows.training)
         temperature, total = self.schedule.temperature, 0.0
         weight = temperature**2 / self.windows.tokens(windows)
-        for part in self._parts(windows):
+        parameters = list(self.parameters.values())
+
+        def learn(part: np.ndarray) -> tuple[float, tuple[torch.Tensor | None, ...]]:
+            """The loss of a part and its gradients, which go nowhere else: parts share the parameters."""
             loss = self._divergence(part, temperature) * weight
-            loss.backward()
-            total += float(loss.detach())
+            return float(loss.detach()), torch.autograd.grad(loss, parameters, allow_unused=True)
+
+        for loss, gradients in in_order(learn, self._parts(windows), self.threads):
+            total += loss
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         if math.isfinite(total):  # windows that overflow train nothing
             self._clip_gradients()
             self.optimizer.step()
@@ -174,9 +196,12 @@ class ScaleTraining:
         norm = min(float(torch.nn.utils.clip_grad_norm_(parameters, limit)), limit)
         self.usual_norm += (norm - self.usual_norm) / min(self.step + 1, 10)
 
-    @torch.no_grad()
     def _evaluate(self) -> float:
-        total = sum(float(self._divergence(part, 1.0)) for part in self._parts(self.windows.held_out))
+        @torch.no_grad()
+        def measure(part: np.ndarray) -> float:
+            return float(self._divergence(part, 1.0))
+
+        total = sum(in_order(measure, self._parts(self.windows.held_out), self.threads))
         divergence = total / self.windows.tokens(self.windows.held_out)
         self.history.append((self.step, divergence))
         if divergence < dict(self.history)[self.best_step]:
@@ -194,8 +219,7 @@ class ScaleTraining:
         return torch.where(counts, each, 0).sum()
 
     def _parts(self, windows: np.ndarray) -> list[np.ndarray]:
-        """As many windows at a time as keep logits small."""
-        size = windows_at_once(self.student, self.windows)
+        size = windows_in_a_part(self.student, self.windows, self.schedule.part_tokens)
         return [windows[i : i + size] for i in range(0, len(windows), size)]
 
     def _is_stalled(self) -> bool:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from quantlab.checkpoint.atomic import atomic_folder
+from quantlab.quantization.workers import in_order
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -121,6 +122,7 @@ def open_teacher(
     temperature: float,
     folder: Path,
     progress: Progress | None = None,
+    threads: int = 1,
 ) -> Teacher:
     """A teacher that reads its files in `folder`, written first if they are not there, or one that computes if they
     would be too large for the disk or beyond 4 GB.
@@ -128,6 +130,7 @@ def open_teacher(
     Args:
         ids: token ids, int64 [all windows, length].
         windows: the numbers of those it will be asked for, each once.
+        threads: how many windows are computed at a time for the files; their bits do not depend on it.
     """
     live, length = LiveTeacher(model, ids), ids.shape[1]
     if not folder.exists():
@@ -135,7 +138,7 @@ def open_teacher(
         size = stored_bytes(len(windows), length, vocabulary)
         if size > min(LARGEST_FILES, shutil.disk_usage(folder.parent).free // 2):
             return live
-        store_targets(folder, live, windows, length, vocabulary, temperature, progress)
+        store_targets(folder, live, windows, length, vocabulary, temperature, progress, threads)
     return StoredTeacher(folder, temperature, model.device)
 
 
@@ -147,33 +150,44 @@ def store_targets(
     vocabulary: int,
     temperature: float,
     progress: Progress | None = None,
+    threads: int = 1,
 ) -> None:
     """Write a `StoredTeacher`'s folder, which appears complete or not at all.
 
     Args:
         windows: the numbers of the windows to keep, each once.
         length: their tokens.
+        threads: how many windows are computed at a time; the bits do not depend on it.
     """
     kept = kept_entries(vocabulary)
+    temperatures = (1.0, temperature)
+
+    def compute(number: int) -> list[np.ndarray]:
+        return _rows(live.targets(np.array([number]), length).log_p[0], kept, temperatures)
+
     with atomic_folder(folder, replace=True) as temporary:
         shape = (len(windows), length)
-        log_p = _new_array(temporary / "log_p.npy", np.float16, (*shape, kept))
+        arrays = [_new_array(temporary / "log_p.npy", np.float16, (*shape, kept))]
         if kept < vocabulary:
-            ids = _new_array(temporary / "ids.npy", np.int32, (*shape, kept))
-            rest = _new_array(temporary / "rest.npy", np.float32, (*shape, 2))
-        for row, number in enumerate(windows):
-            full = live.targets(np.array([number]), length).log_p[0]
-            if kept == vocabulary:
-                log_p[row] = full.cpu().numpy()
-            else:
-                top, top_ids = full.topk(kept, dim=-1)
-                log_p[row], ids[row] = top.cpu().numpy(), top_ids.cpu().numpy()
-                others = full.scatter(-1, top_ids, -torch.inf)
-                for column, t in enumerate((1.0, temperature)):
-                    rest[row, :, column] = (others / t).logsumexp(dim=-1).cpu().numpy()
+            arrays.append(_new_array(temporary / "ids.npy", np.int32, (*shape, kept)))
+            arrays.append(_new_array(temporary / "rest.npy", np.float32, (*shape, len(temperatures))))
+        for row, parts in enumerate(in_order(compute, windows, threads)):
+            for array, part in zip(arrays, parts, strict=True):
+                array[row] = part
             if progress is not None:
                 progress(row + 1, len(windows))
         np.save(temporary / "windows.npy", windows)
+
+
+@torch.no_grad()
+def _rows(full: torch.Tensor, kept: int, temperatures: tuple[float, ...]) -> list[np.ndarray]:
+    """What the files hold of one window's log-probabilities [length, vocabulary]."""
+    if kept == full.shape[-1]:
+        return [full.cpu().numpy().astype(np.float16)]
+    top, ids = full.topk(kept, dim=-1)
+    others = full.scatter(-1, ids, -torch.inf)
+    rest = [(others / temperature).logsumexp(dim=-1) for temperature in temperatures]
+    return [top.cpu().numpy().astype(np.float16), ids.cpu().numpy(), torch.stack(rest, dim=-1).cpu().numpy()]
 
 
 def _new_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:

@@ -20,6 +20,7 @@ from quantlab.errors import InputError
 from quantlab.formats import BlockFormat
 from quantlab.formats.blocks import BLOCK_SIZE
 from quantlab.quantization.statistics import InputStatistics
+from quantlab.quantization.workers import one_thread_each
 
 if TYPE_CHECKING:
     from quantlab.calibration.blockwise import CalibratedMethod
@@ -107,7 +108,8 @@ def quantize_tensor(
 
 def _as_both(head: InputStatistics) -> InputStatistics:
     """For a matrix that is the embedding too: the identity added, as heavy as the head's inputs."""
-    share = float(head.diagonal.mean()) * TIED_IDENTITY
+    with one_thread_each():
+        share = float(head.diagonal.mean()) * TIED_IDENTITY
     if head.second_moment is None and head.tiles is not None:
         return InputStatistics.of_tiles(head.tokens, head.tiles + share * torch.eye(BLOCK_SIZE))
     if head.second_moment is None:
@@ -126,7 +128,8 @@ class _Totals:
     weighted_total: float = 0.0
 
     def add(self, weight: torch.Tensor, part: FinishedTensor, statistics: InputStatistics | None) -> None:
-        norm, weighted_norm = _norms(weight, statistics)
+        with one_thread_each():
+            norm, weighted_norm = _norms(weight, statistics)
         self.error += part.relative_error**2 * norm
         self.total += norm
         self.weighted += part.weighted_error * weighted_norm

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from quantlab import native
 from quantlab.errors import InputError
 from quantlab.formats import BlockFormat, PackedTensor, format_named
 from quantlab.native.quantizers import SecondMoment, weighted_squares
@@ -16,6 +17,7 @@ from quantlab.quantization.gptq import damped_factor, feedback_blocks, in_fp32_r
 from quantlab.quantization.refit import refit_blocks
 from quantlab.quantization.search import DAMPING, importance_of, search_blocks, search_by_column
 from quantlab.quantization.statistics import InputStatistics
+from quantlab.quantization.workers import in_order
 
 Method = Literal["rtn", "search", "gptq"]
 METHODS: tuple[Method, ...] = ("rtn", "search", "gptq")
@@ -138,14 +140,18 @@ class _Task:
         importance = torch.from_numpy(importance_of(self.statistics, self.values.shape[1])).double()
         weights = importance if known is None else known.detach().cpu().double()
         packed = PackedTensor(torch.from_numpy(blocks), self.format)
-        sums = np.zeros(4)  # of squared errors and weights, weighted and plain
         step = max(1, (1 << 20) // self.values.shape[1])  # rows at a time: memory stays flat
-        for start in range(0, len(self.values), step):
+
+        def squares(start: int) -> npt.NDArray[np.float64]:
             original = torch.from_numpy(self.values[start : start + step])
             errors = original - self.format.dequantize(packed.blocks[start : start + step])
             pair = (errors, original)
-            sums[:2] += [_weighted(rows, weights) for rows in pair]
-            sums[2:] += [float(rows.square().sum(dtype=torch.float64)) for rows in pair]
+            weighted = [_weighted(rows, weights) for rows in pair]
+            return np.array([*weighted, *(float(rows.square().sum(dtype=torch.float64)) for rows in pair)])
+
+        starts = range(0, len(self.values), step)
+        threads = max(1, min(self.threads or native.default_threads(), len(starts)))
+        sums = sum(in_order(squares, starts, threads), np.zeros(4))  # of errors and weights, weighted and plain
         return QuantizedWeight(packed, note, _ratio(sums[2], sums[3]) ** 0.5, max(0.0, _ratio(sums[0], sums[1])))
 
     def _squares(

@@ -16,6 +16,7 @@ from quantlab.calibration.statistics_file import StatisticsFile, StatisticsParts
 from quantlab.calibration.streamed_model import StreamedModel
 from quantlab.calibration.vocabulary import embedding_rows, head_name
 from quantlab.checkpoint import Checkpoint
+from quantlab.quantization.workers import one_thread_each
 
 Progress = Callable[[int, int, str], None]
 METHOD = "float"  # predecessors are those of the float model
@@ -61,7 +62,7 @@ def _collect(
     def activations(block: int, *, create: bool = False) -> ActivationFile:
         return ActivationFile(work / f"activations-{block}", batches, model.width, model.dtype, create=create)
 
-    with activations(0, create=True) as hidden, collection.one_thread_each():
+    with activations(0, create=True) as hidden, one_thread_each():
         for number, states in enumerate(model.embed(batches, lambda ids: embedding_rows(checkpoint, ids))):
             hidden.write(number, states)
     for index in range(model.blocks):

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from quantlab import InputError, load_model, quantize_checkpoint
-from quantlab.calibration import scale_training
+from quantlab.calibration import learnable_parts, scale_training, teacher
 from quantlab.calibration.learned import EVALUATIONS, LearnSettings, learn_scales
 from quantlab.calibration.padded_windows import pad_windows
 from quantlab.checkpoint import open_checkpoint
 from quantlab.formats import FORMATS
 from quantlab.formats.parts import codes_of
+from quantlab.nn import learnable_scales
 
 SETTINGS = LearnSettings(steps=12, step_tokens=120, learning_rate=0.02, norm_rate=0.003, code_rate=0.1)
 
@@ -113,6 +114,69 @@ def test_same_arguments_give_the_same_bytes(llama_model, packed_llama, tmp_path)
     assert one.history == two.history
 
 
+@pytest.mark.parametrize("extra", [{}, {"train_norms": True, "train_codes": True}], ids=["scales", "all"])
+def test_threads_change_no_bit(llama_model, packed_llama, tmp_path, monkeypatch, extra):
+    """Neither ours nor torch's: not of the targets, not of any measurement, not of what is written. The activations are
+    partly computed twice in one of the runs.
+    """
+    settings = replace(SETTINGS, steps=4, window_tokens=60, **extra)  # two windows in a part, two or three parts a step
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads, torchs in ((1, 1), (2, 3), (3, 2)):
+            torch.set_num_threads(torchs)
+            if threads == 3:
+                monkeypatch.setattr("quantlab.calibration.learned.KEPT_ACTIVATIONS", 0)
+            out, report = learn(llama_model, packed_llama, tmp_path / f"{threads}", settings, threads=threads)
+            assert torch.get_num_threads() == torchs
+            found.append(((out / "model.safetensors").read_bytes(), report.history, report.best_step))
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == found[2]
+    assert found[0][2] > 0  # something was trained
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_torch_divides_nothing_among_threads(llama_model, packed_llama, tmp_path, monkeypatch, threads):
+    """Of matrices as small as these it would not change the bits if it did."""
+    seen: dict[str, set[int]] = {}
+    watched = [
+        (teacher, "logits_of"), (scale_training.ScaleTraining, "_divergence"), (learnable_scales, "_block_gradients"),
+        (scale_training.ScaleTraining, "_clip_gradients"), (learnable_parts.LearnableParts, "__init__"),
+        (learnable_parts.LearnableParts, "tensors"),
+    ]  # fmt: skip
+
+    def spied(name, whole):
+        def spy(*arguments, **options):
+            seen.setdefault(name, set()).add(torch.get_num_threads())
+            return whole(*arguments, **options)
+
+        return spy
+
+    for owner, name in watched:
+        monkeypatch.setattr(owner, name, spied(name, getattr(owner, name)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        learn(llama_model, packed_llama, tmp_path, replace(SETTINGS, steps=2, window_tokens=60), threads=threads)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {name: {1} for _, name in watched}
+
+
+def test_a_step_has_several_parts(llama_model, packed_llama, tmp_path, monkeypatch):
+    """So that the test above divides something."""
+    parts = []
+    whole = scale_training.ScaleTraining._parts
+
+    def spied(self, windows):
+        parts.append([len(part) for part in whole(self, windows)])
+        return whole(self, windows)
+
+    monkeypatch.setattr(scale_training.ScaleTraining, "_parts", spied)
+    learn(llama_model, packed_llama, tmp_path, replace(SETTINGS, steps=1, window_tokens=60))
+    assert parts == [[2, 1], [2, 2, 1], [2, 1]]  # held-out windows, a step's, held-out ones again
+
+
 @pytest.mark.parametrize("after", [1, 5])
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(llama_model, packed_llama, tmp_path, after):
     settings = replace(SETTINGS, train_norms=True, train_codes=True, save_seconds=0.0)
@@ -128,9 +192,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(llama_model, packed_l
     with pytest.raises(KeyboardInterrupt):
         learn(llama_model, packed_llama, tmp_path / "cut", settings, progress=stop)
     assert not (tmp_path / "cut" / "learned").exists()
-    cut, resumed = learn(
-        llama_model, packed_llama, tmp_path / "cut", settings, progress=lambda done, total, note: seen.append(done)
-    )
+    go_on = {"progress": lambda done, total, note: seen.append(done), "threads": 2}  # the first had one a core
+    cut, resumed = learn(llama_model, packed_llama, tmp_path / "cut", settings, **go_on)
     assert seen[after] > seen[after - 1]  # it did not begin again
     assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert resumed.history == report.history

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from quantlab import InputError, open_checkpoint, quantize_checkpoint
+from quantlab.calibration import learned_run
 from quantlab.calibration.calibrated import CalibrationOptions
 from quantlab.calibration.learned import LearnSettings
 from quantlab.calibration.samples import CalibrationRequest
@@ -19,7 +21,9 @@ class Killed(BaseException):
     """Stands for a signal."""
 
 
-def learn(model: Path, out: Path, *, settings: LearnSettings = SETTINGS, progress=None, statistics=None, **options):
+def learn(
+    model: Path, out: Path, *, settings: LearnSettings = SETTINGS, progress=None, statistics=None, threads=1, **options
+):
     resume = options.pop("resume", False)
     request = None if statistics else CalibrationRequest(PROSE, samples=16, length=64)
     calibration = CalibrationOptions(request=request, resume=resume, statistics=statistics)
@@ -29,7 +33,7 @@ def learn(model: Path, out: Path, *, settings: LearnSettings = SETTINGS, progres
         method="learned",
         calibration=calibration,
         learning=settings,
-        threads=1,
+        threads=threads,
         progress=progress,
         **options,
     )
@@ -73,6 +77,28 @@ def test_it_is_gptq_with_other_scales(llama_model, tmp_path):
     assert report.bytes == sum(learned.entry(name).nbytes for name in learned.names)
     assert all(0 < t.relative_error < 0.5 for t in report.tensors if t.format in ("q4_1", "q8_0"))
     assert not (tmp_path / "learned.quantizing").exists()
+
+
+def test_threads_do_not_change_the_bytes(llama_model, tmp_path):
+    reports = [learn(llama_model, tmp_path / f"{threads}", threads=threads) for threads in (1, 2, 3)]
+    assert content(tmp_path / "1") == content(tmp_path / "2") == content(tmp_path / "3")
+    assert reports[0].notes == reports[1].notes == reports[2].notes
+    assert [t.relative_error for t in reports[0].tensors] == [t.relative_error for t in reports[1].tensors]
+
+
+def test_the_model_learns_from_shorter_windows_of_as_much_text(llama_model, tmp_path, monkeypatch):
+    seen = []
+    whole = learned_run.learn_scales
+
+    def spied(model, start, windows, *arguments, **options):
+        seen.extend(windows)
+        return whole(model, start, windows, *arguments, **options)
+
+    monkeypatch.setattr(learned_run, "learn_scales", spied)
+    learn(llama_model, tmp_path / "out", settings=replace(SETTINGS, window_tokens=20))
+    assert max(map(len, seen)) == 20
+    assert 52 * 20 <= sum(map(len, seen)) < 53 * 20  # 16 windows of 64 tokens, in whole ones of 20
+    assert len({window[0] for window in seen}) == 1  # each begins with the start token
 
 
 @pytest.mark.parametrize("note", ["block 2", "learning scales"])

@@ -18,6 +18,7 @@ from quantlab.calibration.teacher import Targets
 SCHEDULE = Schedule(
     steps=40,
     batch=3,
+    part_tokens=4,
     learning_rates={"scales": 0.5},
     temperature=1.0,
     evaluate_every=10,

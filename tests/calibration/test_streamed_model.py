@@ -229,30 +229,6 @@ def test_int8_activations_are_those_of_layers_over_q8_0_blocks(folder, windows, 
                 torch.testing.assert_close(streamed.model.final_norm(found[:length]), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_work_in_order_keeps_order_and_ends_with_the_first_failure():
-    assert list(collection.in_order(lambda number: number**2, range(50), threads=4)) == [n**2 for n in range(50)]
-
-    def fail(number: int) -> int:
-        if number == 20:
-            raise InputError("twenty")
-        return number
-
-    results = collection.in_order(fail, range(10**9), threads=3)
-    assert [next(results) for _ in range(20)] == list(range(20))
-    with pytest.raises(InputError, match="twenty"):
-        next(results)
-
-
-def test_torch_gets_its_threads_back():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        list(collection.in_order(lambda n: n, range(3), threads=2))
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_batches_hold_every_window_once_padded_to_few_lengths(windows):
     batches = batches_of([*windows, *windows], 64)
     assert {batch.shape[1] for batch in batches} == {64, 32, 16}

@@ -94,6 +94,28 @@ def test_statistics_are_inspected_and_used_again(run, llama_model, calibrated, t
     assert "input statistics for gptq" in table
 
 
+def test_learned_gives_the_same_bytes_for_any_threads(run, llama_model, calibrated, tmp_path):
+    """Also where a run is stopped while it learns and goes on with other threads."""
+    *calibration, _, _ = calibrated
+    learned = ["--method", "learned", *calibration, "--learn-steps", 20]
+    out, work = tmp_path / "out", tmp_path / "out.quantizing"
+    process = subprocess.Popen(
+        [*QUANTLAB, *map(str, ["quantize", llama_model, out, *learned, "-t", 3])],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), preexec_fn=heed_ctrl_c,
+    )  # fmt: skip
+    end = time.monotonic() + PATIENCE
+    while not (work / "learned-teacher").exists() and time.monotonic() < end:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, err
+    assert not out.exists()
+    assert run("quantize", llama_model, out, *learned, "-t", 2, "--resume").status == 0
+    assert run("quantize", llama_model, tmp_path / "twin", *learned, "-t", 1).status == 0
+    assert spread(out) == spread(tmp_path / "twin")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "twin"]
+
+
 def test_requests_that_make_no_sense(refusal, llama_model, prose, tmp_path):
     out = tmp_path / "out"
     message = refusal("quantize", llama_model, out, "--calibration", prose)

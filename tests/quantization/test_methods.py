@@ -84,6 +84,23 @@ def test_bytes_depend_on_neither_threads_nor_torchs(method):
         torch.set_num_threads(before)
     assert torch.equal(results[0].packed.blocks, results[1].packed.blocks)
     assert results[0].weighted_error == results[1].weighted_error
+    assert results[0].relative_error == results[1].relative_error
+
+
+@pytest.mark.parametrize("method", ["rtn", "search"])
+def test_nor_do_errors_where_torch_would_divide_sums(method):
+    """Plans for a target size rest on them."""
+    few_rows = torch.from_numpy(gaussian(64 * 32, 40)).view(64, 32, 40)
+    given = InputStatistics.of_tiles(2000, few_rows @ few_rows.transpose(1, 2))
+    before, errors = torch.get_num_threads(), set()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            result = quantize_weight(weight(40, 2048), "q4_1", method, given, threads=threads)
+            errors.add((result.weighted_error, result.relative_error))
+    finally:
+        torch.set_num_threads(before)
+    assert len(errors) == 1
 
 
 @pytest.mark.parametrize("method", METHODS)
