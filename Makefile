@@ -12,7 +12,8 @@ JOBS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
-INSTALL_INPUTS := pyproject.toml CMakeLists.txt constraints.txt $(wildcard quantlab/native/src/*.* quantlab/native/src/engine/*)
+INSTALL_INPUTS := pyproject.toml CMakeLists.txt constraints.txt $(wildcard quantlab/native/src/*.* quantlab/native/src/engine/* \
+	quantlab/native/src/quantizers/* quantlab/native/src/adapters/*)
 MODEL := models/fable-9m
 PROMPT := Once upon a time there was a little girl who lived by the sea.
 

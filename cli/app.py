@@ -8,6 +8,8 @@ from quantlab.cli import (
     compare,
     evaluate,
     export,
+    finetune,
+    fuse,
     generate,
     inspect,
     perplexity,
@@ -33,7 +35,7 @@ app = typer.Typer(
 
 for command in (quantize.quantize, export.export, inspect.inspect, verify.verify, generate.generate,
                 perplexity.perplexity, compare.compare, report.report, evaluate.evaluate, bench.bench,
-                pretrain.pretrain):  # fmt: skip
+                finetune.finetune, fuse.fuse, pretrain.pretrain):  # fmt: skip
     app.command(no_args_is_help=False)(command)
 
 

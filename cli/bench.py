@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from quantlab.cli.console import check_threads, human_bytes, print_json, print_table, progress
-from quantlab.cli.options import Config, Json, Model, Threads
+from quantlab.cli.options import Adapters, Config, Json, Model, Threads, weighted_adapters
 
 
 def bench(
@@ -14,12 +14,14 @@ def bench(
     prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", help="Tokens of the prompt.")] = 512,
     generate_tokens: Annotated[int, typer.Option("--generate-tokens", help="Tokens to decode behind it.")] = 64,
     repeat: Annotated[int, typer.Option("--repeat", help="Rounds; medians are shown.")] = 3,
+    adapter: Adapters = None,
     threads: Threads = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Measure how fast a model runs here, and how near that is to the speed of memory."""
     check_threads(threads)
+    adapters = weighted_adapters(adapter)
     from quantlab.evaluation import bench as evaluation
 
     with progress("benchmark", "rounds") as report:
@@ -28,6 +30,7 @@ def bench(
             prompt_tokens=prompt_tokens,
             generate_tokens=generate_tokens,
             threads=threads,
+            adapters=adapters,
             repeat=repeat,
             progress=report,
         )

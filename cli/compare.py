@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from quantlab.cli.console import check_threads, print_json, print_table, progress
-from quantlab.cli.options import Activations, Config, Context, Engine, Json, Stride, Text, Threads, Windows
+from quantlab.cli.options import (
+    Activations,
+    Config,
+    Context,
+    Engine,
+    Json,
+    Stride,
+    Text,
+    Threads,
+    Windows,
+    weighted_adapters,
+)
 
 from quantlab.errors import one_line
 
@@ -36,6 +47,13 @@ def compare(
         str | None, typer.Option("--kv-a", help="A's cache: f32, f16 or q8_0.", show_default=CACHE_DEFAULT)
     ] = None,
     kv_b: Annotated[str | None, typer.Option("--kv-b", help="B's cache.", show_default=CACHE_DEFAULT)] = None,
+    adapter_a: Annotated[
+        list[str] | None,
+        typer.Option("--adapter-a", metavar="DIR[=WEIGHT]", help="Apply an adapter to A; may be repeated."),
+    ] = None,
+    adapter_b: Annotated[
+        list[str] | None, typer.Option("--adapter-b", metavar="DIR[=WEIGHT]", help="The same for B.")
+    ] = None,
     worst: Annotated[int, typer.Option("--worst", help="Tokens of largest divergence to show.")] = 10,
     report: Annotated[
         Path | None,
@@ -50,6 +68,7 @@ def compare(
 ) -> None:
     """Measure how far a model's predictions are from a reference model's."""
     check_threads(threads)
+    adapters_a, adapters_b = weighted_adapters(adapter_a, "--adapter-a"), weighted_adapters(adapter_b, "--adapter-b")
     from quantlab.evaluation import compare as evaluation
     from quantlab.evaluation.report import check_report, write_report
 
@@ -69,6 +88,8 @@ def compare(
             activations_b=activations_b,
             kv_a=kv_a,
             kv_b=kv_b,
+            adapters_a=adapters_a,
+            adapters_b=adapters_b,
             worst=worst,
             threads=threads,
             progress=advance,

@@ -149,7 +149,10 @@ def use_threads(count: int | None) -> None:
 
 def quiet_transformers() -> None:
     """Our bars and errors only: transformers' own would double them."""
+    import warnings
+
     from transformers.utils import logging
 
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about its own names
     logging.disable_progress_bar()
     logging.set_verbosity_error()

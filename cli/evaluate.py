@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from quantlab.cli.console import check_threads, print_json, print_table, progress
-from quantlab.cli.options import Activations, Config, Engine, Json, Model, Threads
+from quantlab.cli.options import Activations, Adapters, Config, Engine, Json, Model, Threads, weighted_adapters
 
 if TYPE_CHECKING:
     from quantlab.evaluation.evaluate import Accuracy
@@ -23,12 +23,14 @@ def evaluate(
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Of a reasoned answer, at most.")] = 256,
     activations: Activations = "f32",
     engine: Engine = "auto",
+    adapter: Adapters = None,
     threads: Threads = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Measure how many questions of a task a model answers rightly."""
     check_threads(threads)
+    adapters = weighted_adapters(adapter)
     from quantlab.evaluation import evaluate as evaluation
 
     with progress("evaluating", "questions") as report:
@@ -41,6 +43,7 @@ def evaluate(
             engine=engine,
             activations=activations,
             threads=threads,
+            adapters=adapters,
             progress=report,
         )
     if json:

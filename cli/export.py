@@ -14,11 +14,20 @@ def export(
     model: Model,
     out: Annotated[Path, typer.Argument(help="GGUF file (ending in .gguf) or folder to make.", show_default=False)],
     to: Annotated[str, typer.Option("--to", help="gguf or hf.", show_default=False)],
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="MODEL is an adapter: the model it is for.", show_default="as its files say"),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT whatever it is.")] = False,
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Convert between Hugging Face folder and GGUF file; quantized weights stay as they are."""
+    """Convert between Hugging Face folder and GGUF file; quantized weights stay as they are. Adapters go to GGUF."""
+    from quantlab.adapters.reading import is_adapter
+
+    if is_adapter(model):
+        _export_adapter(model, base, out, to, overwrite, json)
+        return
     from quantlab.checkpoint.export import export_checkpoint
 
     with progress("exporting", "bytes") as report:
@@ -32,3 +41,21 @@ def export(
     kept = "lossless" if result.lossless else f"{result.tensors_changed} changed"
     print(f"{result.tensors} tensors ({kept}), {human_bytes(result.bytes)}, {result.seconds:.1f} s")
     print(f"written: {out}")
+
+
+def _export_adapter(adapter: str, base: str | None, out: Path, to: str, overwrite: bool, json: bool) -> None:
+    from quantlab.adapters.gguf_adapter import export_adapter
+    from quantlab.adapters.peft_folder import base_of
+    from quantlab.adapters.reading import read_adapter
+    from quantlab.checkpoint import open_checkpoint
+    from quantlab.errors import InputError
+
+    if to != "gguf" or out.suffix != ".gguf":
+        raise InputError(f"{adapter}: is an adapter in Hugging Face form already; give --to gguf and a name in .gguf")
+    checkpoint = open_checkpoint(base or base_of(Path(adapter)))
+    result = export_adapter(read_adapter(adapter), checkpoint, out, overwrite=overwrite)
+    if json:
+        print_json(result)
+        return
+    scales = "" if result.lossless else f", scales folded into {result.tensors_changed} of them"
+    print(f"adapter of {result.tensors} tensors{scales}, {human_bytes(result.bytes)}\nwritten: {out}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 from quantlab.cli.console import check_threads, print_json
-from quantlab.cli.options import Config, Engine, Json, Model, Threads
+from quantlab.cli.options import Adapters, Config, Engine, Json, Model, Threads, weighted_adapters
 
 
 def generate(
@@ -36,6 +36,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End at this string; may be repeated.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same text.")] = 0,
     engine: Engine = "auto",
+    adapter: Adapters = None,
     threads: Threads = None,
     config: Config = None,
     json: Json = False,
@@ -55,6 +56,7 @@ def generate(
         min_p=min_p,
         seed=seed,
     )
+    adapters = weighted_adapters(adapter)
     text = _standard_input() if prompt == "-" else _checked(prompt)
     check_threads(threads)
     from quantlab.generation import generator
@@ -68,6 +70,7 @@ def generate(
         on_text=None if json else _show,
         engine=engine,
         threads=threads,
+        adapters=adapters,
     )
     if json:
         print_json(result)

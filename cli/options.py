@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -39,11 +41,35 @@ def _check_engine(engine: str) -> str:
     return engine
 
 
+def weighted_adapters(given: Sequence[str] | None, option: str = "--adapter") -> list[tuple[Path, float]]:
+    """The folders and weights that `DIR` and `DIR=WEIGHT` name; a text that is a folder itself has weight 1."""
+    return [_weighted_adapter(text, option) for text in given or ()]
+
+
+def _weighted_adapter(text: str, option: str) -> tuple[Path, float]:
+    from quantlab.errors import InputError
+
+    folder, equals, number = text.rpartition("=")
+    if not equals or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not folder or not math.isfinite(weight):
+        raise InputError(f"{option} {text}: no such folder, and behind = no weight; expected DIR or DIR=WEIGHT")
+    return Path(folder), weight
+
+
 ENGINES = ("auto", "native", "torch")
 
 Model = Annotated[str, typer.Argument(help="Model folder, GGUF file or hub id.", show_default=False)]
 Text = Annotated[Path, typer.Argument(help="UTF-8 text file; lines <|endoftext|> part documents.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", metavar="DIR[=WEIGHT]", help="Apply an adapter beside the weights; may be repeated."),
+]
 Threads = Annotated[
     int | None, typer.Option("--threads", "-t", help="Threads to compute with.", show_default="all cores")
 ]

@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 from quantlab.cli.console import check_threads, print_json, progress
-from quantlab.cli.options import Activations, Config, Context, Engine, Json, Model, Stride, Text, Threads, Windows
+from quantlab.cli.options import (
+    Activations,
+    Adapters,
+    Config,
+    Context,
+    Engine,
+    Json,
+    Model,
+    Stride,
+    Text,
+    Threads,
+    Windows,
+    weighted_adapters,
+)
 
 
 def perplexity(
@@ -23,12 +36,14 @@ def perplexity(
         ),
     ] = None,
     engine: Engine = "auto",
+    adapter: Adapters = None,
     threads: Threads = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Measure how well a model predicts a text."""
     check_threads(threads)
+    adapters = weighted_adapters(adapter)
     from quantlab.evaluation import perplexity as evaluation
 
     with progress("perplexity", "tokens") as report:
@@ -42,6 +57,7 @@ def perplexity(
             activations=activations,
             kv=kv,
             threads=threads,
+            adapters=adapters,
             progress=report,
         )
     if json:

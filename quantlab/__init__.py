@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quantlab.adapters.reading import read_adapter
+    from quantlab.calibration.fuse import fuse_adapter
     from quantlab.calibration.quantize import quantize_checkpoint
     from quantlab.checkpoint import load_tokenizer, open_checkpoint
     from quantlab.errors import InputError
@@ -19,14 +21,19 @@ if TYPE_CHECKING:
     from quantlab.generation.generator import generate
     from quantlab.generation.sampling import SamplingParams
     from quantlab.loading import load_model
+    from quantlab.training.finetune import finetune
+    from quantlab.training.finetune_settings import FinetuneSettings
     from quantlab.training.pretrain import pretrain
 
 _HOMES = {
     "FORMATS": "quantlab.formats",
+    "FinetuneSettings": "quantlab.training.finetune_settings",
     "InputError": "quantlab.errors",
     "Recipe": "quantlab.formats",
     "SamplingParams": "quantlab.generation.sampling",
     "compare": "quantlab.evaluation.compare",
+    "finetune": "quantlab.training.finetune",
+    "fuse_adapter": "quantlab.calibration.fuse",
     "generate": "quantlab.generation.generator",
     "load_engine": "quantlab.generation.engines",
     "load_model": "quantlab.loading",
@@ -35,14 +42,18 @@ _HOMES = {
     "perplexity": "quantlab.evaluation.perplexity",
     "pretrain": "quantlab.training.pretrain",
     "quantize_checkpoint": "quantlab.calibration.quantize",
+    "read_adapter": "quantlab.adapters.reading",
 }
 
 __all__ = [
     "FORMATS",
+    "FinetuneSettings",
     "InputError",
     "Recipe",
     "SamplingParams",
     "compare",
+    "finetune",
+    "fuse_adapter",
     "generate",
     "load_engine",
     "load_model",
@@ -51,6 +62,7 @@ __all__ = [
     "perplexity",
     "pretrain",
     "quantize_checkpoint",
+    "read_adapter",
 ]
 
 

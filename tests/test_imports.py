@@ -36,10 +36,11 @@ def run_apart(code: str, *arguments: str) -> tuple[list[str], object]:
         "import quantlab",
         "import quantlab.cli.app",
         "import quantlab, quantlab.errors; quantlab.InputError; dir(quantlab); quantlab.__version__",
+        "import quantlab.training.prepared, quantlab.training.show_batch, quantlab.cli.batch_view",
         "import sys; sys.argv = ['quantlab', '--help']\nimport quantlab.cli\nfound = quantlab.cli._run()",
         "import sys; sys.argv = ['quantlab', 'generate', '--help']\nimport quantlab.cli\nfound = quantlab.cli._run()",
     ],
-    ids=["quantlab", "commands", "light names", "help", "help of a command"],
+    ids=["quantlab", "commands", "light names", "training data", "help", "help of a command"],
 )
 def test_a_light_import_loads_no_heavy_package(code: str) -> None:
     """`import quantlab`, the table of commands and `--help` load neither torch nor transformers."""

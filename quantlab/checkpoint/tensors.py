@@ -114,6 +114,14 @@ def dtype_name(dtype: torch.dtype) -> str:
     return words[str(dtype).removeprefix("torch.")]
 
 
+def torch_dtype(word: str) -> torch.dtype:
+    """torch's element type of a safetensors word that it has."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, _TORCH_NAMES[word])
+    return dtype
+
+
 def raw_bytes(tensor: torch.Tensor) -> np.ndarray:
     """The bytes of a CPU tensor in row-major order, uint8 [nbytes]."""
     import torch

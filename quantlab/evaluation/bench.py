@@ -6,13 +6,14 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from quantlab import native
+from quantlab.adapters.combine import Source as AdapterSource
 from quantlab.errors import InputError
 from quantlab.generation.native_engine import NativeEngine, load_native
 
@@ -24,7 +25,7 @@ Progress = Callable[[int, int, str], None]  # (rounds done, rounds in all, the s
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Medians over `repeat` rounds. `weight_bytes_per_token` is what one decoded token reads of the weights,
+    """Medians over `repeat` rounds. `weight_bytes_per_token` is what one decoded token reads of weights and adapters,
     `read_bandwidth_gbps` what this machine's memory gave the same number of threads right after each round (1e9 bytes a
     second, the best of five passes), `bandwidth_fraction` the share of it that the round's decoding took; small models
     stay in a cache and go beyond 1.
@@ -50,18 +51,20 @@ def bench(
     generate_tokens: int = 64,
     threads: int | None = None,
     repeat: int = 3,
+    adapters: Sequence[AdapterSource] | None = None,
     progress: Progress | None = None,
 ) -> BenchResult:
-    """Time a prompt's prefill and the decoding behind it, without sampling.
+    """Time a prompt's prefill and the decoding behind it, without sampling; `load_engine` tells of `adapters`.
 
     Raises:
-        InputError: a number below 1, or a model that the native engine does not run or whose context is too short.
+        InputError: a number below 1, an adapter that does not fit, or a model that the native engine does not run or
+            whose context is too short.
     """
     for name, value in (("prompt tokens", prompt_tokens), ("generate tokens", generate_tokens), ("repeat", repeat)):
         if value < 1:
             raise InputError(f"{name} {value}: at least 1 is needed")
     used = threads or native.default_threads()
-    engine = load_native(model, threads=used, context=prompt_tokens + generate_tokens)
+    engine = load_native(model, threads=used, context=prompt_tokens + generate_tokens, adapters=adapters)
     if engine.context < prompt_tokens + generate_tokens:
         needed = prompt_tokens + generate_tokens
         raise InputError(f"the model's context holds {engine.context} tokens; {needed} are asked for")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from quantlab.adapters.combine import Source as AdapterSource
 from quantlab.checkpoint import Tokenizer, load_tokenizer
 from quantlab.divergence import TokenDivergence, compare_logits, mean_and_stderr, perplexity_of
 from quantlab.errors import InputError
@@ -110,6 +111,8 @@ def compare(
     activations_b: str | None = None,
     kv_a: str | None = None,
     kv_b: str | None = None,
+    adapters_a: Sequence[AdapterSource] | None = None,
+    adapters_b: Sequence[AdapterSource] | None = None,
     worst: int = WORST,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -128,6 +131,8 @@ def compare(
         activations_b=activations_b,
         kv_a=kv_a,
         kv_b=kv_b,
+        adapters_a=adapters_a,
+        adapters_b=adapters_b,
         worst=worst,
         threads=threads,
         progress=progress,
@@ -148,6 +153,8 @@ def measure(
     activations_b: str | None = None,
     kv_a: str | None = None,
     kv_b: str | None = None,
+    adapters_a: Sequence[AdapterSource] | None = None,
+    adapters_b: Sequence[AdapterSource] | None = None,
     worst: int = WORST,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -156,7 +163,7 @@ def measure(
 
     Args:
         a: the reference: folder, GGUF file or hub id.
-        b: the model to compare with it, which may be the same with another cache or other activations.
+        b: the model to compare with it, which may be the same with another cache, other activations or adapters.
         text: UTF-8 text file; lines `<|endoftext|>` part documents.
         context: tokens of a window.
         stride: move windows on by this many tokens, so that more text precedes a token.
@@ -167,13 +174,15 @@ def measure(
         activations_b: see `activations_a`.
         kv_a: element type of A's cache, "f32", "f16" or "q8_0"; by default "f32" with float activations, else "f16".
         kv_b: of B's.
+        adapters_a: low-rank updates to compute beside A's weights; see `load_engine`.
+        adapters_b: beside B's.
         worst: how many of the tokens with the largest divergence to report.
         threads: to compute with; by default one a core.
         progress: called with tokens done, tokens in all, and the figure so far.
 
     Raises:
-        InputError: a model or the text cannot be read, the tokenizers or the sizes of the vocabularies differ, the
-            context is longer than a model's, an option is wrong, or logits are not finite.
+        InputError: a model, an adapter or the text cannot be read, the tokenizers or the sizes of the vocabularies
+            differ, the context is longer than a model's, an option is wrong, or logits are not finite.
     """
     if worst < 0:
         raise InputError(f"worst {worst}: must be 0 or more")
@@ -181,8 +190,8 @@ def measure(
     for model in dict.fromkeys((str(a), str(b))):
         warn_of_overlap(model, cut)
     types_a, types_b = activations_a or activations, activations_b or activations
-    scorer_a = open_scorer(a, engine, context, threads, activations=types_a, kv=kv_a)
-    scorer_b = open_scorer(b, engine, context, threads, activations=types_b, kv=kv_b)
+    scorer_a = open_scorer(a, engine, context, threads, activations=types_a, kv=kv_a, adapters=adapters_a)
+    scorer_b = open_scorer(b, engine, context, threads, activations=types_b, kv=kv_b, adapters=adapters_b)
     if scorer_a.vocabulary != scorer_b.vocabulary:
         sizes = f"{scorer_a.vocabulary} and {scorer_b.vocabulary}"
         raise InputError(f"{a} and {b} have vocabularies of different sizes ({sizes} tokens)")

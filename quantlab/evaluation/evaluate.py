@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from quantlab.adapters.combine import Source as AdapterSource
 from quantlab.checkpoint import Tokenizer, load_tokenizer
 from quantlab.divergence import negative_log_likelihood
 from quantlab.errors import InputError
@@ -75,6 +76,7 @@ def evaluate(
     engine: str = "auto",
     activations: str = "f32",
     threads: int | None = None,
+    adapters: Sequence[AdapterSource] | None = None,
     progress: Progress | None = None,
 ) -> EvaluateResult:
     """Ask a model the questions of a task file, greedily and by plain prompts.
@@ -88,17 +90,20 @@ def evaluate(
         engine: "auto", "native" or "torch".
         activations: "f32" or "int8" (native engine).
         threads: by default one a core.
+        adapters: low-rank updates to compute beside the weights; see `load_engine`.
         progress: called with questions done, questions in all, and the accuracy so far.
 
     Raises:
-        InputError: the model or the task cannot be read, rows are wrong, or a question does not fit the context.
+        InputError: the model, an adapter or the task cannot be read, rows are wrong, or a question does not fit the
+            context.
     """
     if max_tokens < 1:
         raise InputError(f"max tokens {max_tokens}: at least 1 is needed")
     questions = read_task(task, limit, seed)
     tokenizer = load_tokenizer(model)
     needed = [_needed(question, tokenizer, max_tokens) for question in questions]
-    scorer = open_scorer(model, engine, None, threads, activations=activations, longest=max(most for _, most in needed))
+    longest = max(most for _, most in needed)
+    scorer = open_scorer(model, engine, None, threads, activations=activations, longest=longest, adapters=adapters)
     too_long = [q.line for q, (least, _) in zip(questions, needed, strict=True) if least > scorer.engine.context]
     if too_long:
         lines = ", ".join(map(str, too_long[:10])) + (" ..." if len(too_long) > 10 else "")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from quantlab.adapters.combine import Source as AdapterSource
 from quantlab.checkpoint import load_tokenizer
 from quantlab.divergence import mean_and_stderr, negative_log_likelihood, perplexity_of
 from quantlab.errors import InputError
@@ -47,6 +48,7 @@ def perplexity(
     activations: str = "f32",
     kv: str | None = None,
     threads: int | None = None,
+    adapters: Sequence[AdapterSource] | None = None,
     progress: Progress | None = None,
 ) -> PerplexityResult:
     """Score a text, by default every token once and in float activations; `windows_of` tells what precedes each.
@@ -61,15 +63,16 @@ def perplexity(
         activations: "f32", or "int8" as generation has it by default (native engine).
         kv: element type of the cache: "f32", "f16" or "q8_0"; "f32" with float activations, else "f16".
         threads: by default one a core.
+        adapters: low-rank updates to compute beside the weights; see `load_engine`.
         progress: called with tokens done, tokens in all, and the figure so far.
 
     Raises:
-        InputError: the model or the text cannot be read, the context is longer than the model's, or its logits are not
-            finite.
+        InputError: the model, an adapter or the text cannot be read, the context is longer than the model's, or its
+            logits are not finite.
     """
     cut = windows_of(text, load_tokenizer(model), context, stride, windows)
     warn_of_overlap(model, cut)
-    scorer = open_scorer(model, engine, context, threads, activations=activations, kv=kv)
+    scorer = open_scorer(model, engine, context, threads, activations=activations, kv=kv, adapters=adapters)
     values, done, summed, total = [], 0, 0.0, sum(window.scored for window in cut)
     for window in cut:
         nll, start = np.empty(window.scored), 0

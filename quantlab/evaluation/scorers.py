@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quantlab.adapters.combine import Source as AdapterSource
 from quantlab.errors import InputError
 from quantlab.evaluation.windows import Window
 from quantlab.generation.engine import Engine
@@ -100,18 +101,23 @@ def open_scorer(
     activations: str = "f32",
     kv: str | None = None,
     longest: int | None = None,
+    adapters: Sequence[AdapterSource] | None = None,
 ) -> Scorer:
     """Load a model to score windows of `context` tokens, or without that of up to `longest`, as far as the model holds
-    them; see `engines.open_engine`.
+    them; see `engines.open_engine`, also for `adapters`.
 
     In float activations with a float cache by default: what the weights are worth, whatever an engine rounds on its
     way. `kv` is by default "f32" with float activations and else "f16", as generation has it.
 
     Raises:
-        InputError: the model cannot be loaded, holds fewer tokens, or runs on torch, which rounds neither.
+        InputError: the model or an adapter cannot be loaded, the model holds fewer tokens, or runs on torch, which
+            rounds neither.
     """
     kv = kv or default_cache(activations)
-    opened = open_engine(model, engine, threads=threads, context=context or longest, kv=kv, activations=activations)
+    longest = context or longest
+    opened = open_engine(
+        model, engine, threads=threads, context=longest, kv=kv, activations=activations, adapters=adapters
+    )
     if context is not None and opened.context < context:
         raise InputError(f"context {context}: the model holds {opened.context} tokens; use --context")
     if isinstance(opened, NativeEngine):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
+from quantlab.adapters.combine import Source as AdapterSource
 from quantlab.checkpoint import open_checkpoint
 from quantlab.checkpoint.expected_shapes import check_shapes
 from quantlab.errors import InputError
+from quantlab.generation.chosen_adapters import choose_adapters, stacked_factors
 from quantlab.generation.decoder_description import describe
 from quantlab.generation.engine import Engine
 from quantlab.generation.native_engine import NativeEngine, load_native
@@ -23,6 +26,7 @@ def load_engine(
     context: int | None = None,
     kv: str = "f16",
     activations: str = "int8",
+    adapters: Sequence[AdapterSource] | None = None,
 ) -> NativeEngine:
     """Load a model into the native engine.
 
@@ -32,11 +36,13 @@ def load_engine(
         context: the most tokens of a sequence; by default the model's own, but no more than 4096.
         kv: element type of the key-value cache: "f16", "f32" or "q8_0".
         activations: "int8", rounded in blocks of 32 before they meet packed weights, or "f32".
+        adapters: low-rank updates to compute beside the weights: `Adapter` or an adapter's folder, each alone or as
+            (adapter, weight). `NativeEngine.set_adapters` exchanges them.
 
     Raises:
-        InputError: see `open_checkpoint` and `NativeEngine`.
+        InputError: see `open_checkpoint`, `NativeEngine` and `choose_adapters`.
     """
-    return load_native(model, threads=threads, context=context, kv=kv, activations=activations)
+    return load_native(model, threads=threads, context=context, kv=kv, activations=activations, adapters=adapters)
 
 
 def open_engine(
@@ -47,18 +53,20 @@ def open_engine(
     context: int | None = None,
     kv: str = "f16",
     activations: str = "int8",
+    adapters: Sequence[AdapterSource] | None = None,
 ) -> Engine:
     """The engine of that kind; "auto" takes the native one where it can, and else torch, with a warning.
 
-    `kv` and `activations` are the native one's; see `load_engine`. Torch computes in fp32.
+    `kv` and `activations` are the native one's; see `load_engine`, also for `adapters`. Torch computes in fp32.
 
     Raises:
-        InputError: an unknown kind, or a model that cannot be read or that the kind asked for does not compute.
+        InputError: an unknown kind, or a model or adapter that cannot be read or that the kind asked for does not
+            compute.
     """
     if kind not in ENGINES:
         raise InputError(f"engine {kind!r}: choose one of: {', '.join(ENGINES)}")
     if kind == "torch":
-        return _torch_engine(model, threads, context)
+        return _torch_engine(model, threads, context, adapters)
     checkpoint = open_checkpoint(model)
     check_shapes(checkpoint)
     if kind == "auto":
@@ -66,16 +74,23 @@ def open_engine(
             describe(checkpoint.config, str(checkpoint.path))
         except InputError as reason:
             logger.warning("torch engine, because the native one does not run this model: %s", reason)
-            return _torch_engine(model, threads, context)
-    return NativeEngine(checkpoint, threads=threads, context=context, kv=kv, activations=activations)
+            return _torch_engine(model, threads, context, adapters)
+    return NativeEngine(checkpoint, threads=threads, context=context, kv=kv, activations=activations, adapters=adapters)
 
 
-def _torch_engine(model: str | Path, threads: int | None, context: int | None) -> Engine:
+def _torch_engine(
+    model: str | Path, threads: int | None, context: int | None, adapters: Sequence[AdapterSource] | None
+) -> Engine:
+    factors = stacked_factors(choose_adapters(adapters, open_checkpoint(model))) if adapters else {}
+
     import torch
 
+    from quantlab.generation.torch_adapters import add_adapters
     from quantlab.generation.torch_engine import TorchEngine
     from quantlab.loading import load_model
 
     if threads is not None:
         torch.set_num_threads(threads)
-    return TorchEngine(load_model(model), context)
+    loaded = load_model(model)
+    add_adapters(loaded, factors)
+    return TorchEngine(loaded, context)

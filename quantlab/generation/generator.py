@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from quantlab.adapters.combine import Source as AdapterSource
 from quantlab.checkpoint import Tokenizer, load_tokenizer
 from quantlab.errors import InputError
 from quantlab.generation.engine import Engine
@@ -51,19 +52,21 @@ def generate(
     on_text: Callable[[str], None] | None = None,
     engine: str = "auto",
     threads: int | None = None,
+    adapters: Sequence[AdapterSource] | None = None,
 ) -> Completion:
     """Load `model` and continue `prompt`; see `complete`.
 
     Args:
         engine: "auto", "native" or "torch"; see `engines.open_engine`.
         threads: to compute with; by default one a core.
+        adapters: low-rank updates to compute beside the weights; see `load_engine`.
 
     Raises:
-        InputError: the model cannot be loaded, or the prompt or a parameter is wrong.
+        InputError: the model or an adapter cannot be loaded, or the prompt or a parameter is wrong.
     """
     tokenizer = load_tokenizer(model)
     return complete(
-        open_engine(model, engine, threads=threads),
+        open_engine(model, engine, threads=threads, adapters=adapters),
         tokenizer,
         prompt,
         max_tokens=max_tokens,

@@ -13,14 +13,22 @@ from pathlib import Path
 import numpy as np
 
 from quantlab import native
+from quantlab.adapters.combine import Source as AdapterSource
+from quantlab.adapters.combine import Weighted
 from quantlab.checkpoint import Checkpoint, Tokenizer, load_tokenizer, open_checkpoint
 from quantlab.checkpoint.expected_shapes import check_shapes
-from quantlab.checkpoint.gguf_architectures import head_counts
 from quantlab.checkpoint.tensors import to_fp32
 from quantlab.errors import InputError
 from quantlab.formats import FORMATS
 from quantlab.formats.packing import pack_rows
+from quantlab.generation.chosen_adapters import (
+    choose_adapters,
+    fingerprint_of,
+    stacked_factors,
+)
+from quantlab.generation.decoder_adapters import decoder_adapters
 from quantlab.generation.decoder_description import ACTIVATIONS, NORMS, Description, describe, rotary_table
+from quantlab.generation.decoder_layout import DecoderLayout
 from quantlab.generation.engine import Engine
 from quantlab.generation.memory import check_memory, needed_memory
 from quantlab.generation.saved_cache import read_cache, write_cache
@@ -32,18 +40,7 @@ CACHE_TYPES = ("f32", "f16", "q8_0")  # in the order of the core's enumeration
 ACTIVATION_TYPES = ("int8", "f32")
 MAX_THREADS = 1024  # the core's limit
 DEFAULT_CONTEXT = 4096  # tokens, where the model could hold more: a cache is allocated for all of them
-# GGUF's names of a layer's tensors -> the decoder's; two or three where rows of several lie in one tensor.
-MATRICES = {
-    "attn_q": ("query",),
-    "attn_k": ("key",),
-    "attn_v": ("value",),
-    "attn_qkv": ("query", "key", "value"),
-    "attn_output": ("output",),
-    "ffn_gate": ("gate",),
-    "ffn_up": ("up",),
-    "ffn_down": ("down",),
-    "output": ("head",),
-}
+# GGUF's names of a layer's norms -> the decoder's.
 NORM_NAMES = {
     "attn_norm": "attention_norm",
     "attn_q_norm": "query_norm",
@@ -58,12 +55,17 @@ NORM_NAMES = {
 class NativeEngine(Engine):
     """See `Engine`. The same weights and tokens give the same logits, bit for bit, however they are cut into calls.
 
+    Attributes:
+        adapters: those in use, without the ones of weight 0.
+        weight_bytes: that computing a token reads, adapters' factors included.
+
     Args:
         checkpoint: float or packed, of any family.
         threads: to compute with; by default one a core.
         context: the most tokens; by default the model's own, but no more than 4096.
         kv: element type of the cache: "f16", "f32" or "q8_0".
         activations: "int8", rounded in blocks of 32 before they meet packed weights, or "f32".
+        adapters: see `set_adapters`.
 
     Raises:
         InputError: the model asks for something that the decoder does not compute, its tensors are not those of its
@@ -80,6 +82,7 @@ class NativeEngine(Engine):
         context: int | None = None,
         kv: str = "f16",
         activations: str = "int8",
+        adapters: Sequence[AdapterSource] | None = None,
     ) -> None:
         super().__init__()
         if kv not in CACHE_TYPES:
@@ -92,7 +95,7 @@ class NativeEngine(Engine):
             raise InputError(f"threads {threads}: at most {MAX_THREADS} can be used")
         native.cpu_kernel()  # an error for a kernel that does not exist
         check_shapes(checkpoint)
-        self._path = checkpoint.path
+        self._checkpoint, self._path = checkpoint, checkpoint.path
         self.description = describe(checkpoint.config, str(checkpoint.path))
         sizes = self.description.sizes
         self.context = min(DEFAULT_CONTEXT if context is None else context, sizes.context)
@@ -100,13 +103,15 @@ class NativeEngine(Engine):
             raise InputError(f"context {context}: at least 1 token is needed")
         if kv == "q8_0" and sizes.head_dim % 32:
             raise InputError(f"kv q8_0: {self._path} has heads of {sizes.head_dim}, no multiple of 32; choose f16")
+        chosen = choose_adapters(adapters or (), checkpoint)  # wrong ones are told of before the model is read
         check_memory(str(self._path), needed_memory(checkpoint, self.description, self.context, kv))
         self.kv, self.activations = kv, activations
-        loader = _Loader(checkpoint, self.description, self.context)
+        self._layout = DecoderLayout(checkpoint, sizes)
+        loader = _Loader(checkpoint, self.description, self._layout, self.context)
         weights = loader.load()
         self.vocabulary = loader.vocabulary
         self.fingerprint = loader.fingerprint
-        self.weight_bytes = loader.weight_bytes
+        self._base_bytes = loader.weight_bytes
         try:
             self._decoder = native.Decoder(
                 _spec(self.description, self.vocabulary),
@@ -118,6 +123,33 @@ class NativeEngine(Engine):
             )
         except ValueError as error:
             raise InputError(f"{checkpoint.path}: the files are not those of its configuration: {error}") from None
+        self._apply(chosen)
+
+    def set_adapters(self, adapters: Sequence[AdapterSource]) -> None:
+        """Compute with these adapters instead of those so far; none gives the model itself again.
+
+        Beside each adapted weight W, y = W x becomes y + sum of weight * scale * B (A x), in fp32 from activations that
+        are not rounded. The weights stay as they are, so this takes no longer than reading the adapters. The sequence
+        is forgotten: what is cached of its tokens was computed with other adapters. On an error nothing changes.
+
+        Args:
+            adapters: `Adapter` or an adapter's folder, each alone or as (adapter, weight).
+
+        Raises:
+            InputError: see `choose_adapters`.
+        """
+        self._apply(choose_adapters(adapters, self._checkpoint))
+
+    def _apply(self, chosen: tuple[Weighted, ...]) -> None:
+        factors = stacked_factors(chosen)
+        made = decoder_adapters(factors, self._layout, self.description.sizes.blocks)
+        try:
+            self._decoder.set_adapters(made)
+        except ValueError as error:
+            raise InputError(f"{self._path}: {error}") from None
+        self.adapters = chosen
+        self.weight_bytes = self._base_bytes + sum(a.nbytes + b.nbytes for a, b in factors.values())
+        self.tokens, self._logits = [], None
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -153,7 +185,7 @@ class NativeEngine(Engine):
 
         Returns:
             Whether it was taken over: not if the file is missing, damaged, longer than the context, or saved with other
-            weights, cache or activation types; the engine is as it was then.
+            weights, adapters, cache or activation types; the engine is as it was then.
         """
         found = read_cache(Path(path), self._identity())
         if found is None:
@@ -167,7 +199,8 @@ class NativeEngine(Engine):
         return True
 
     def _identity(self) -> dict[str, str]:
-        return {"fingerprint": self.fingerprint, "kv": self.kv, "activations": self.activations}
+        model = f"{self.fingerprint} {fingerprint_of(self.adapters)}".strip()
+        return {"fingerprint": model, "kv": self.kv, "activations": self.activations}
 
     def _forward(self, token_ids: list[int]) -> np.ndarray:
         logits = np.empty((1, self.vocabulary), np.float32)
@@ -185,9 +218,11 @@ def load_native(
     context: int | None = None,
     kv: str = "f16",
     activations: str = "int8",
+    adapters: Sequence[AdapterSource] | None = None,
 ) -> NativeEngine:
     """Load a model into a native engine; see `NativeEngine`."""
-    return NativeEngine(open_checkpoint(model), threads=threads, context=context, kv=kv, activations=activations)
+    checkpoint = open_checkpoint(model)
+    return NativeEngine(checkpoint, threads=threads, context=context, kv=kv, activations=activations, adapters=adapters)
 
 
 def _spec(description: Description, vocabulary: int) -> native.DecoderSpec:
@@ -207,9 +242,9 @@ def _spec(description: Description, vocabulary: int) -> native.DecoderSpec:
 class _Loader:
     """Moves a checkpoint's tensors into the decoder's weights, some rows at a time."""
 
-    def __init__(self, checkpoint: Checkpoint, description: Description, context: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, description: Description, layout: DecoderLayout, context: int) -> None:
         self._checkpoint, self._description, self._context = checkpoint, description, context
-        self._heads = head_counts(checkpoint.config, str(checkpoint.path))
+        self._layout = layout
         self._weights = native.DecoderWeights(description.sizes.blocks)
         self._hash = zlib.crc32(json.dumps(asdict(description), sort_keys=True).encode())
         self.vocabulary = 0
@@ -228,12 +263,7 @@ class _Loader:
             told = ", ".join(sorted(others))
             logger.warning("%s: %s weights become Q8_0 in memory, row by row", self._checkpoint.path, told)
         for name in self._checkpoint.names:
-            stem, _, last = (family.gguf_name(name) or "").rpartition(".")
-            parts = stem.split(".")
-            layer, kind = (int(parts[1]), parts[2]) if parts[0] == "blk" else (0, stem)
-            if layer >= self._description.sizes.blocks:
-                raise InputError(f"{self._checkpoint.path}: tensor {name}: the configuration has no such layer")
-            self._load(name, layer, kind, last)
+            self._load(name, *self._layout.place(name))
         if not self.vocabulary:
             where = f"{self._checkpoint.path}: the files are not those of its config.json"
             raise InputError(f"{where}: {family.embedding} is missing")
@@ -259,45 +289,21 @@ class _Loader:
         elif kind == "position_embd":
             self._weights.set_positions(self._matrix(name))
         elif last == "weight":
-            for role, rows in self._roles(name, kind):
+            for role, rows in self._layout.roles(name, kind):
                 matrix = self._matrix(name, rows)
                 self._weights.set_matrix(layer, role, matrix)
                 self.weight_bytes += matrix.bytes
         else:
             values = self._vector(name)
-            for role, rows in self._roles(name, kind):
+            for role, rows in self._layout.roles(name, kind):
                 self._weights.set_bias(layer, role, values[rows.start : rows.stop])
-
-    def _roles(self, name: str, kind: str) -> Iterator[tuple[str, range]]:
-        """The decoder's matrices in a tensor, and their rows."""
-        sizes = self._description.sizes
-        rows = self._checkpoint.shape(name)[0]
-        queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-        counts: tuple[int, ...] = (rows,)
-        roles = MATRICES[kind]
-        if kind == "attn_qkv":
-            counts = (queries, keys, keys)
-        elif kind == "ffn_up" and rows == 2 * sizes.feed_forward:
-            roles, counts = ("gate", "up"), (sizes.feed_forward, sizes.feed_forward)
-        if sum(counts) != rows:
-            raise InputError(f"{self._checkpoint.path}: tensor {name}: {rows} rows instead of {sum(counts)}")
-        start = 0
-        for role, count in zip(roles, counts, strict=True):
-            yield role, range(start, start + count)
-            start += count
 
     def _vector(self, name: str) -> np.ndarray:
         data = self._checkpoint.read_bytes(name)
         self._hash = zlib.crc32(data.data, self._hash)
         values = to_fp32(data, self._checkpoint.entry(name).dtype)
-        order = self._row_order(name)
+        order = self._layout.row_order(name)
         return np.ascontiguousarray(values if order is None else values[order])
-
-    def _row_order(self, name: str) -> np.ndarray | None:
-        """NeoX's queries, keys and values come out of their interleaving; Llama's rows stay as they are."""
-        if self._checkpoint.family.model_type != "gpt_neox":
-            return None
-        return self._checkpoint.family.gguf_rows(name, self._checkpoint.shape(name)[0], self._heads)
 
     def _matrix(self, name: str, rows: range | None = None) -> native.PackedMatrix:
         checkpoint = self._checkpoint
@@ -315,7 +321,7 @@ class _Loader:
         return matrix
 
     def _parts(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-        order = self._row_order(name)
+        order = self._layout.row_order(name)
         if order is None:
             yield from self._checkpoint.read_rows(name)
         else:

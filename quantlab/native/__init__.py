@@ -23,10 +23,19 @@ import numpy as np
 import numpy.typing as npt
 
 import quantlab.native._core as _core
-from quantlab.native._core import Decoder, DecoderSpec, DecoderWeights, PackedMatrix, Sampler, read_bandwidth
+from quantlab.native._core import (
+    Decoder,
+    DecoderAdapters,
+    DecoderSpec,
+    DecoderWeights,
+    PackedMatrix,
+    Sampler,
+    read_bandwidth,
+)
 
 __all__ = [
     "Decoder",
+    "DecoderAdapters",
     "DecoderSpec",
     "DecoderWeights",
     "PackedMatrix",

@@ -19,7 +19,8 @@ from quantlab.formats import BlockFormat, PackedTensor
 from quantlab.formats.blocks import BLOCK_SIZE
 from quantlab.formats.parts import codes_of, scales_of, with_codes, with_scales
 from quantlab.nn.embedding import QuantEmbedding
-from quantlab.nn.linear import QuantLinear, packed_linear
+from quantlab.nn.linear import QuantLinear
+from quantlab.nn.packed_products import packed_linear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

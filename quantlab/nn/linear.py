@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from quantlab.errors import InputError
 from quantlab.formats import BlockFormat, PackedTensor
 from quantlab.nn.int8 import int8_linear
+from quantlab.nn.packed_products import packed_linear, tiled_input_gradient, tiled_linear
 
 ACTIVATIONS = ("float", "int8")
 
@@ -19,8 +19,9 @@ class QuantLinear(nn.Linear):
     """`y = x W^T + b` with W dequantized for the moment of use, in the activations' dtype and in every grad mode.
 
     `weight` is a uint8 Parameter [out_features, row_bytes] without gradient: it saves, shards and ties like any weight.
-    The input's gradient is computed from the blocks too; no float copy of W outlives a call. Subclassing nn.Linear lets
-    peft's `all-linear` find it.
+    The input's gradient is computed from the blocks too; no float copy of W outlives a call. Where a gradient will be
+    wanted, large layers are multiplied in tiles (`tiled_linear`), and the last bits may differ from the float layer's;
+    without gradients they are the same. Subclassing nn.Linear lets peft's `all-linear` find it.
 
     With `activations="int8"` the input is rounded in runs of 32 and multiplied straight from the blocks, as the native
     engine does it, bit for bit (`int8_linear`). That works on CPU alone. The input's gradient is that of float
@@ -70,7 +71,9 @@ class QuantLinear(nn.Linear):
         """[..., in_features] -> [..., out_features]."""
         if torch.is_grad_enabled() and (input.requires_grad or (self.bias is not None and self.bias.requires_grad)):
             return _PackedLinear.apply(input, self.weight, self.bias, self.format, self.transposed, self.activations)
-        return _multiplied(input, self.weight, self.bias, self.format, self.transposed, self.activations)
+        if self.activations == "int8":
+            return int8_linear(input, self.weight, self.bias, self.format)
+        return packed_linear(input, self.weight, self.bias, self.format, self.transposed)
 
     def reset_parameters(self) -> None:
         """Nothing: blocks come from a checkpoint."""
@@ -106,32 +109,6 @@ def set_activations(model: nn.Module, activations: str) -> list[str]:
     return list(layers)
 
 
-def _multiplied(
-    x: torch.Tensor,
-    blocks: torch.Tensor,
-    bias: torch.Tensor | None,
-    format: BlockFormat,
-    transposed: bool,
-    activations: str,
-) -> torch.Tensor:
-    if activations == "int8":
-        return int8_linear(x, blocks, bias, format)
-    return packed_linear(x, blocks, bias, format, transposed)
-
-
-def packed_linear(
-    x: torch.Tensor, blocks: torch.Tensor, bias: torch.Tensor | None, format: BlockFormat, transposed: bool
-) -> torch.Tensor:
-    """What a layer over `blocks` (uint8 [out, row_bytes]) computes of x [..., in]; see `QuantLinear`."""
-    weight = format.dequantize(blocks, x.dtype)
-    if not transposed:
-        return F.linear(x, weight, bias)
-    weight = weight.T.contiguous()
-    rows = x.reshape(-1, x.shape[-1])
-    result = rows @ weight if bias is None else torch.addmm(bias, rows, weight)
-    return result.reshape(*x.shape[:-1], weight.shape[1])
-
-
 class _PackedLinear(torch.autograd.Function):
     """Keeps the blocks, not the dequantized weight, between forward and backward."""
 
@@ -148,15 +125,18 @@ class _PackedLinear(torch.autograd.Function):
         context.save_for_backward(blocks)
         context.format, context.dtype = format, x.dtype
         context.bias_dtype = None if bias is None else bias.dtype
-        return _multiplied(x, blocks, bias, format, transposed, activations)
+        if activations == "int8":
+            return int8_linear(x, blocks, bias, format)
+        if transposed:  # in GPT-2 alone, whose layers are small: its own order of sums, and so its bits
+            return packed_linear(x, blocks, bias, format, transposed)
+        return tiled_linear(x, blocks, bias, format)
 
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (blocks,) = context.saved_tensors
         input_gradient = bias_gradient = None
         if context.needs_input_grad[0]:
-            weight = context.format.dequantize(blocks, gradient.dtype)
-            input_gradient = (gradient @ weight).to(context.dtype)
+            input_gradient = tiled_input_gradient(gradient, blocks, context.format).to(context.dtype)
         if context.bias_dtype is not None and context.needs_input_grad[2]:
             bias_gradient = gradient.reshape(-1, gradient.shape[-1]).sum(dim=0).to(context.bias_dtype)
         return input_gradient, None, bias_gradient, None, None, None

@@ -245,6 +245,57 @@ def test_parts_of_weights():
         native.Decoder(spec(), made, CONTEXT, F16, True, 1)
 
 
+def ones(*shape: int) -> np.ndarray:
+    return np.ones(shape, np.float32)
+
+
+def test_parts_of_adapters():
+    made = native.DecoderAdapters(1)
+    for layers in (0, -1, 2**31 - 1):
+        with pytest.raises(ValueError, match=f"layers is {layers}; expected 1 to"):
+            native.DecoderAdapters(layers)
+    for layer in (-1, 1, 2**31 - 1):
+        with pytest.raises(IndexError, match=f"layer {layer}: there are 1"):
+            made.set_input(layer, "down", ones(2, INNER))
+        with pytest.raises(IndexError, match=f"layer {layer}: there are 1"):
+            made.set_rows(layer, "down", 0, ones(HIDDEN, 2))
+    with pytest.raises(KeyError, match="there is no input 'query'"):
+        made.set_input(0, "query", ones(2, HIDDEN))
+    with pytest.raises(KeyError, match="there is no matrix 'head'"):
+        made.set_rows(0, "head", 0, ones(VOCABULARY, 2))
+    with pytest.raises(TypeError, match=r"a: expected .* float32 \[rank, columns\] .*got float64 \[2, 2\]"):
+        made.set_input(0, "down", np.ones((2, 2)))
+    with pytest.raises(TypeError, match=r"b: expected .* float32 \[rows, rank\] .*not contiguous"):
+        made.set_rows(0, "down", 0, every_other(ones(16, 4)))
+    with pytest.raises(ValueError, match="b has 17 rows; expected a multiple of 16"):
+        made.set_rows(0, "down", 0, ones(17, 2))
+
+
+@pytest.mark.parametrize(
+    ("a", "first", "b", "message"),
+    [
+        (ones(2, INNER - 1), 0, ones(HIDDEN, 2), r"layer 0: down: a has 94 elements; expected \[2, 48\]"),
+        (ones(2, INNER), 1, ones(HIDDEN, 2), "layer 0: down: first is 1; expected 0 to 0"),
+        (ones(2, INNER), -1, ones(HIDDEN, 1), "layer 0: down: first is -1"),
+        (ones(2, INNER), 0, ones(HIDDEN, 3), "layer 0: down: rank is 3; expected 0 to 2"),
+        (ones(2, INNER), 0, ones(HIDDEN + 16, 2), r"layer 0: down: b has 96 elements; expected \[32, 2\]"),
+    ],
+)
+def test_adapters_that_do_not_fit(a, first, b, message):
+    one, made, expected, found = decoder(), native.DecoderAdapters(1), logits(), logits()
+    one.append(ids(1), expected)
+    made.set_input(0, "down", a)
+    made.set_rows(0, "down", first, b)
+    with pytest.raises(ValueError, match=message):
+        one.set_adapters(made)
+    with pytest.raises(ValueError, match="adapters has 2 entries; expected one for each of 1 layers"):
+        one.set_adapters(native.DecoderAdapters(2))
+    assert one.position == 1
+    one.rewind(0)
+    one.append(ids(1), found)
+    assert np.array_equal(found, expected)
+
+
 def test_objects_that_were_never_made():
     empty = native.Decoder.__new__(native.Decoder)
     for use in (
@@ -347,6 +398,12 @@ def test_any_arguments_of_decoders(data):
         return
     tokens = draw(st.one_of(st.builds(lambda n: ids(*[1] * n), small), array))
     out = draw(st.one_of(st.builds(logits, st.integers(0, 9)), array))
+    adapters = native.DecoderAdapters(1)
+    parts = st.one_of(st.sampled_from(["attention", "down", "query"]), names)
+    for _ in range(draw(st.integers(0, 2))):
+        call(adapters.set_input, draw(st.sampled_from([0, 0, 1])), draw(parts), draw(array))
+        call(adapters.set_rows, 0, draw(parts), draw(whole), draw(array))
+    call(one.set_adapters, draw(st.one_of(st.just(adapters), anything)))
     call(one.append, tokens, out)
     call(one.rewind, draw(whole))
     call(one.cache_bytes, draw(whole))

@@ -1,4 +1,5 @@
 // The Python module `_core`: checks numpy arrays and hands them to the block conversions without the interpreter lock.
+#include "adapters/adapter_bindings.h"
 #include "argument_checks.h"
 #include "array_argument.h"
 #include "engine/decoder_bindings.h"
@@ -161,4 +162,5 @@ NB_MODULE(_core, module) {
     quantlab::quantizers::bind_quantizers(module);
     quantlab::engine::bind_sampler(module);
     quantlab::engine::bind_file_rows(module);
+    quantlab::adapters::bind_adapters(module);
 }

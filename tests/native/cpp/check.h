@@ -48,3 +48,4 @@ void test_lanes();
 void test_matmul();
 void test_sampler();
 void test_thread_pool();
+void test_updates();

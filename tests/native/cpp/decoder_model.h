@@ -166,4 +166,41 @@ private:
     Random random_;
 };
 
+// Adapters whose matrices share products, have some of their own, or none.
+class AdapterMaker {
+public:
+    AdapterMaker(const DecoderSpec& spec, int rank, Random& random) : d_(spec), rank_(rank), random_(random) {}
+
+    std::vector<LayerAdapters> made() {
+        std::vector<LayerAdapters> all(static_cast<std::size_t>(d_.layers));
+        const int query = d_.heads * d_.head_size, key = d_.kv_heads * d_.head_size;
+        for (LayerAdapters& a : all) {
+            a.attention = input(d_.hidden), a.output = input(query), a.inner = input(d_.hidden), a.down = input(d_.inner);
+            a.query_rows = rows(a.attention, query), a.key_rows = rows(a.attention, key);
+            a.value_rows = rows(a.attention, key), a.output_rows = rows(a.output, d_.hidden);
+            if (d_.gated) a.gate_rows = rows(a.inner, d_.inner);
+            a.up_rows = rows(a.inner, d_.inner), a.down_rows = rows(a.down, d_.hidden);
+        }
+        return all;
+    }
+
+private:
+    LowRankInput input(int columns) { return {rank_, numbers(std::int64_t{rank_} * columns)}; }
+
+    LowRankRows rows(const LowRankInput& from, int count) {
+        const int first = random_.below(from.rank + 1), rank = random_.below(from.rank - first + 1);
+        return {first, rank, numbers(std::int64_t{rank} * count)};
+    }
+
+    std::vector<float> numbers(std::int64_t count) {
+        std::vector<float> values(static_cast<std::size_t>(count));
+        for (float& value : values) value = 0.1f * random_.real();
+        return values;
+    }
+
+    const DecoderSpec& d_;
+    int rank_;
+    Random& random_;
+};
+
 }  // namespace decoder_model

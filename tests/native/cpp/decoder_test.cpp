@@ -3,6 +3,7 @@
 #include "decoder_model.h"
 
 #include "../../../quantlab/native/src/engine/decoder_checks.h"
+#include "../../../quantlab/native/src/engine/decoder_scratch.h"
 #include "../../../quantlab/native/src/engine/kv_cache.h"
 #include "../../../quantlab/native/src/instruction_set.h"
 
@@ -70,10 +71,11 @@ void append_in_pieces(Decoder& decoder, const std::vector<std::int32_t>& tokens,
     }
 }
 
-void test_pieces(const Model& model, const DecoderWeights& weights, const Settings& settings,
-                 const std::vector<std::int32_t>& tokens, const Logits& expected, Random& random) {
+void test_pieces(const Model& model, const DecoderWeights& weights, const std::vector<LayerAdapters>& adapters,
+                 const Settings& settings, const std::vector<std::int32_t>& tokens, const Logits& expected, Random& random) {
     const int all = static_cast<int>(tokens.size());
     Decoder decoder(model.spec, weights, whole_context, settings.cache, settings.int8, 1 + random.below(3));
+    decoder.set_adapters(adapters);
     check_rows(appended(decoder, tokens.data(), all, all), expected, all, model.spec.vocabulary);
     decoder.rewind(0);
     append_in_pieces(decoder, tokens, expected, all, random);
@@ -89,6 +91,7 @@ void test_pieces(const Model& model, const DecoderWeights& weights, const Settin
     std::vector<std::uint8_t> bytes(decoder.cache_bytes(decoder.position()));
     decoder.export_cache(bytes.data(), bytes.size());
     Decoder other(model.spec, weights, all, settings.cache, settings.int8, 2);
+    other.set_adapters(adapters);
     other.import_cache(bytes.data(), bytes.size(), decoder.position());
     append_in_pieces(other, tokens, expected, all, random);
     CHECK(other.position() == other.context());
@@ -103,14 +106,17 @@ void test_model(const Model& model, const std::vector<std::string>& sets, Random
         const std::vector<std::int32_t> tokens = random_tokens(count, model.spec.vocabulary, random);
         force("scalar");
         const DecoderWeights weights = WeightMaker(model, whole_context).made();
+        const int rank = random.below(10);  // none at times
+        const std::vector<LayerAdapters> adapters = AdapterMaker(model.spec, rank, random).made();
         Decoder decoder(model.spec, weights, whole_context, cache, settings.int8, 1);
+        decoder.set_adapters(adapters);
         const Logits expected = appended(decoder, tokens.data(), count, count);
         CHECK(std::all_of(expected.begin(), expected.end(), [](float logit) { return std::isfinite(logit); }));
         decoder.rewind(0);
         append_in_pieces(decoder, tokens, expected, 9, random);
         for (const std::string& set : sets) {
             force(set.c_str());
-            test_pieces(model, WeightMaker(model, whole_context).made(), settings, tokens, expected, random);
+            test_pieces(model, WeightMaker(model, whole_context).made(), adapters, settings, tokens, expected, random);
         }
     }
 }
@@ -141,6 +147,30 @@ void test_long_context(const Model& model, const std::vector<std::string>& sets,
         append_in_pieces(portable, tokens, expected, 9, random);
         force(sets.empty() ? "scalar" : sets.front().c_str());
     }
+}
+
+// A rank so large that threads divide the products of few tokens; then others, and none.
+void test_adapters(Random& random) {
+    std::printf("decoder: adapters\n");
+    const Model model = families()[2];
+    const DecoderWeights weights = WeightMaker(model, 16).made();
+    const std::vector<std::int32_t> tokens = random_tokens(9, model.spec.vocabulary, random);
+    Decoder decoder(model.spec, weights, 16, CacheType::f16, true, 3);
+    const Logits plain = appended(decoder, tokens.data(), 9, 9);
+    for (const int rank : {least_divided_products / model.spec.hidden + 5, 7}) {
+        const std::vector<LayerAdapters> adapters = AdapterMaker(model.spec, rank, random).made();
+        Decoder alone(model.spec, weights, 16, CacheType::f16, true, 1);
+        alone.set_adapters(adapters);
+        const Logits expected = appended(alone, tokens.data(), 9, 9);
+        CHECK(expected != plain);
+        decoder.set_adapters(adapters);
+        CHECK(decoder.position() == 0);
+        append_in_pieces(decoder, tokens, expected, 4, random);
+        decoder.rewind(0);
+        append_in_pieces(decoder, tokens, expected, 9, random);
+    }
+    decoder.set_adapters({});
+    append_in_pieces(decoder, tokens, plain, 4, random);
 }
 
 template <typename Error>
@@ -263,6 +293,30 @@ void test_any_spec(Random& random) {
     CHECK(computed > 50);
 }
 
+void test_wrong_adapters(Random& random) {
+    const Model llama = families()[2], gpt2 = families()[0];
+    const auto refused = [&](const Model& model, const std::function<void(std::vector<LayerAdapters>&)>& spoil, const char* message) {
+        Decoder decoder(model.spec, WeightMaker(model, 8).made(), 8, CacheType::f16, true, 1);
+        const std::int32_t tokens[] = {1, 2};
+        appended(decoder, tokens, 2, 0);
+        std::vector<LayerAdapters> adapters = AdapterMaker(model.spec, 3, random).made();
+        spoil(adapters);
+        const std::string found = message_of<std::invalid_argument>([&] { decoder.set_adapters(adapters); });
+        if (!says(found, message)) std::fprintf(stderr, "found: %s\nexpected: %s\n", found.c_str(), message);
+        CHECK(says(found, message));
+        CHECK(decoder.position() == 2);
+    };
+    refused(llama, [](auto& a) { a.pop_back(); }, "adapters has 1 entries; expected one for each of 2 layers");
+    refused(llama, [](auto& a) { a[1].down.a.pop_back(); }, "adapter of layer 1: down: a has 191 elements; expected [3, 64]");
+    refused(llama, [](auto& a) { a[0].inner.rank = -1; }, "adapter of layer 0: inner: rank is -1; expected 0 to");
+    refused(llama, [](auto& a) { a[0].attention.rank = most_adapter_rank + 1; }, "attention: rank is 65537; expected 0 to 65536");
+    refused(llama, [](auto& a) { a[0].key_rows = {0, 4, {}}; }, "key: rank is 4; expected 0 to 3");
+    refused(llama, [](auto& a) { a[0].key_rows = {2, 2, std::vector<float>(128)}; }, "key: first is 2; expected 0 to 1");
+    refused(llama, [](auto& a) { a[0].key_rows = {-1, 0, {}}; }, "key: first is -1; expected 0 to 3");
+    refused(llama, [](auto& a) { a[0].key_rows = {1, 2, std::vector<float>(127)}; }, "key: b has 127 elements; expected [64, 2]");
+    refused(gpt2, [](auto& a) { a[0].gate_rows = {0, 1, std::vector<float>(64)}; }, "gate: b has 64 elements; expected [0, 1]");
+}
+
 void test_wrong_weights() {
     const auto refused = [](const Model& model, const std::function<void(DecoderWeights&)>& spoil, const char* message) {
         DecoderWeights weights = WeightMaker(model, 8).made();
@@ -303,6 +357,8 @@ void test_decoder() {
     std::printf("decoder: refusals\n");
     test_refusals();
     test_wrong_weights();
+    test_wrong_adapters(random);
+    test_adapters(random);
     test_any_spec(random);
     test_weights_that_are_not_finite();
     for (const CacheType cache : cache_types) test_any_cache(cache, random);
@@ -317,13 +373,17 @@ void test_decoders_side_by_side() {
     const DecoderWeights weights = WeightMaker(model, 40).made();
     Random random(5);
     const std::vector<std::int32_t> tokens = random_tokens(40, model.spec.vocabulary, random);
+    const int wide = least_divided_products / model.spec.hidden;  // of few tokens, products that threads divide
+    const std::vector<LayerAdapters> adapters = AdapterMaker(model.spec, wide, random).made();
     Decoder alone(model.spec, weights, 40, CacheType::f16, true, 1);
+    alone.set_adapters(adapters);
     const Logits expected = appended(alone, tokens.data(), 40, 40);
     std::vector<std::thread> users;
     for (int user = 0; user < 2; ++user) {
         users.emplace_back([&, user] {
             Random mine(static_cast<std::uint64_t>(user));
             Decoder decoder(model.spec, weights, 40, CacheType::f16, true, 2 + user);
+            decoder.set_adapters(adapters);
             for (int round = 0; round < 3; ++round) {
                 decoder.rewind(0);
                 append_in_pieces(decoder, tokens, expected, 40, mine);

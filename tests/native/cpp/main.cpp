@@ -8,5 +8,6 @@ int main() {
     test_decoder();
     test_sampler();
     test_thread_pool();
+    test_updates();
     std::printf("all hold\n");
 }

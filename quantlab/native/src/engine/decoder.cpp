@@ -75,6 +75,7 @@ Decoder::Decoder(DecoderSpec spec, DecoderWeights weights, int context, CacheTyp
     : spec_(std::move(spec)), weights_(std::move(weights)), context_(context), cache_type_(cache),
       int8_(int8_activations), ops_(chosen_decoder_ops()), kernel_(matmul_kernel()),
       pool_(checked_threads(spec_, weights_, context, cache, threads)), scratch_(std::make_unique<DecoderScratch>()) {
+    adapters_.resize(static_cast<std::size_t>(spec_.layers));
     head_bytes_ = head_cache_bytes(cache_type_, spec_.head_size, context_);
     const std::size_t all = head_bytes_ * static_cast<std::size_t>(spec_.layers) * spec_.kv_heads;
     key_cache_ = new_storage(all);
@@ -133,6 +134,21 @@ void Decoder::rewind(int position) {
         refuse("position " + std::to_string(position) + ": the sequence has " + std::to_string(position_) + " tokens");
     }
     position_ = position;
+}
+
+void Decoder::set_adapters(std::vector<LayerAdapters> adapters) {
+    const OnlyUser user(used_);
+    if (adapters.empty()) adapters.resize(static_cast<std::size_t>(spec_.layers));
+    check_adapters(spec_, adapters);
+    int rank = 0;
+    for (const LayerAdapters& a : adapters) {
+        rank = std::max({rank, a.attention.rank, a.output.rank, a.inner.rank, a.down.rank});
+    }
+    const auto most = static_cast<std::size_t>(rank);
+    for (ResidualStream& stream : scratch_->threads) stream.products.resize(most * few_tokens);
+    scratch_->shared.products.resize(most * pass_tokens);
+    adapters_ = std::move(adapters);
+    position_ = 0;
 }
 
 std::size_t Decoder::cache_bytes(int positions) const {

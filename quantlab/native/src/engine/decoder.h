@@ -1,6 +1,7 @@
 // A transformer decoder over packed weights, described by data; one sequence, one cache.
 #pragma once
 
+#include "decoder_adapters.h"
 #include "decoder_ops.h"
 #include "decoder_spec.h"
 #include "decoder_weights.h"
@@ -37,6 +38,10 @@ public:
     int context() const { return context_; }
     const DecoderSpec& spec() const { return spec_; }
 
+    // Takes these adapters, one entry a layer (none: no adapters), for those it had, and forgets all tokens, whose keys
+    // and values were computed with the old ones. Throws std::invalid_argument where they do not fit, changing nothing.
+    void set_adapters(std::vector<LayerAdapters> adapters);
+
     // Forgets all tokens from `position` on.
     void rewind(int position);
 
@@ -59,6 +64,13 @@ private:
         int thread;
     };
 
+    // What multiplications read: tokens, and their products with the adapters, [tokens][rank].
+    struct Input {
+        Tokens tokens;
+        const float* products;
+        int rank;
+    };
+
     // Runs of positions that attention takes at once (decoder_ops.h).
     struct Chunks {
         int first, count;
@@ -70,7 +82,7 @@ private:
     void run(const Pass& pass, const std::int32_t* tokens, float* logits, int wanted);
     void head(const Pass& pass, float* logits, int wanted);
     void cap_logits(float* row) const;
-    void feed_forward(const Pass& pass, const LayerWeights& w);
+    void feed_forward(const Pass& pass, int index);
     void add_to_stream(ResidualStream& stream, std::int64_t token, const Linear& from, const NormWeights& post_norm);
     ResidualStream& stream_of(const Pass& pass);
     Range rows_of(const Pass& pass, int count) const;
@@ -78,11 +90,16 @@ private:
     void norm(const NormWeights& weights, const float* x, int n, float* out) const;
     template <typename Work>
     void divide(const Pass& pass, std::int64_t count, const Work& work);
-    void multiply_together(const Pass& pass, const Linear& linear, const Tokens& x, float* out);
-    void multiply(const Linear& linear, const Tokens& x, float* out, Range rows) const;
+    void multiply_together(const Pass& pass, const Linear& linear, const LowRankRows& update, const Input& x, float* out);
+    void multiply(const Linear& linear, const LowRankRows& update, const Input& x, float* out, Range rows) const;
+    bool divides_products(const Pass& pass, const LowRankInput& adapter, int columns) const;
+    float* products_of(const Pass& pass, const LowRankInput& adapter, int columns) const;
+    void take_products(const Pass& pass, const LowRankInput& adapter, const Activations& x, int columns);
+    void meet_if_divided(const Pass& pass, const LowRankInput& adapter, int columns);
     void quantize(Activations& x, int columns, std::int64_t token, Range part) const;
     void add_bias(const Linear& linear, float* row, Range part) const;
     Tokens tokens_of(const Activations& x, int count, int columns) const;
+    Input input_of(const Pass& pass, const LowRankInput& adapter, const Activations& x, int columns) const;
 
     // decoder_attention.cpp
     void attend(const Pass& pass, int index);
@@ -97,14 +114,15 @@ private:
     void attend_chunk(int index, std::int64_t head, std::int64_t first_token, AttentionTask& task, int chunk,
                       const AttentionState& state);
     Chunks chunks_seen(const Pass& pass, int index) const;
-    void attend_alone(const Pass& pass, int index, const Tokens& input);
-    void attend_together(const Pass& pass, int index, const Tokens& input);
+    void attend_alone(const Pass& pass, int index, const Input& input);
+    void attend_together(const Pass& pass, int index, const Input& input);
     void attend_chunks(const Pass& pass, int index);
     std::uint8_t* keys(int layer, int kv_head);
     std::uint8_t* values(int layer, int kv_head);
 
     DecoderSpec spec_;
     DecoderWeights weights_;
+    std::vector<LayerAdapters> adapters_;  // one a layer
     int context_;
     CacheType cache_type_;
     bool int8_;

@@ -11,6 +11,7 @@ namespace quantlab::engine {
 void Decoder::attend(const Pass& pass, int index) {
     DecoderScratch& s = *scratch_;
     const LayerWeights& w = weights_.layers[index];
+    const LayerAdapters& a = adapters_[index];
     ResidualStream& stream = stream_of(pass);
     const int hidden = spec_.hidden, columns = spec_.heads * spec_.head_size;
     const Range mine = rows_of(pass, pass.count);
@@ -20,8 +21,10 @@ void Decoder::attend(const Pass& pass, int index) {
         if (spec_.parallel_residual) norm(w.inner_norm, row, hidden, stream.inner_input.values.data() + t * hidden);
         quantize(stream.attention_input, hidden, t, {0, hidden});
     }
+    take_products(pass, a.attention, stream.attention_input, hidden);
     meet_unless_few(pass);
-    const Tokens input = tokens_of(stream.attention_input, pass.count, hidden);
+    meet_if_divided(pass, a.attention, hidden);
+    const Input input = input_of(pass, a.attention, stream.attention_input, hidden);
     const bool short_context = chunks_seen(pass, index).count == 1 || pool_.size() == 1;
     if (pass.few && heads_part() && short_context) {
         attend_alone(pass, index, input);
@@ -29,7 +32,10 @@ void Decoder::attend(const Pass& pass, int index) {
         attend_together(pass, index, input);
     }
     pool_.barrier();
-    multiply_together(pass, w.output, tokens_of(s.attended, pass.count, columns), s.sum.data());
+    take_products(pass, a.output, s.attended, columns);
+    if (a.output.rank != 0) meet_unless_few(pass);
+    meet_if_divided(pass, a.output, columns);
+    multiply_together(pass, w.output, a.output_rows, input_of(pass, a.output, s.attended, columns), s.sum.data());
     pool_.barrier();
     for (auto t = mine.first; t < mine.last; ++t) {
         add_to_stream(stream, t, w.output, w.attention_post_norm);
@@ -37,7 +43,9 @@ void Decoder::attend(const Pass& pass, int index) {
         if (!spec_.parallel_residual) norm(w.inner_norm, stream.x.data() + t * hidden, hidden, ready);
         quantize(stream.inner_input, hidden, t, {0, hidden});
     }
+    take_products(pass, a.inner, stream.inner_input, hidden);
     meet_unless_few(pass);
+    meet_if_divided(pass, a.inner, hidden);
 }
 
 // Whether each thread has key heads of its own, as many as any other, in whole blocks of what attention gives.
@@ -153,15 +161,16 @@ Decoder::Chunks Decoder::chunks_seen(const Pass& pass, int index) const {
 }
 
 // Few tokens in a short context: each thread goes from its key heads' rows to their attention by itself.
-void Decoder::attend_alone(const Pass& pass, int index, const Tokens& input) {
+void Decoder::attend_alone(const Pass& pass, int index, const Input& input) {
     DecoderScratch& s = *scratch_;
     const LayerWeights& w = weights_.layers[index];
+    const LayerAdapters& a = adapters_[index];
     const int size = spec_.head_size, group = spec_.heads / spec_.kv_heads;
     const Range heads = share(spec_.kv_heads, pass.thread, pool_.size());
     const Range keys{heads.first * size, heads.last * size}, queries{keys.first * group, keys.last * group};
-    multiply(w.query, input, s.query.data(), queries);
-    multiply(w.key, input, s.key.data(), keys);
-    multiply(w.value, input, s.value.data(), keys);
+    multiply(w.query, a.query_rows, input, s.query.data(), queries);
+    multiply(w.key, a.key_rows, input, s.key.data(), keys);
+    multiply(w.value, a.value_rows, input, s.value.data(), keys);
     prepare(index, heads, {0, pass.count});
     for (auto head = heads.first; head < heads.last; ++head) {
         for (int t = 0; t < pass.count; t += batch_tokens()) attend_batch(index, head, batch_at(pass, t), pass.thread);
@@ -169,12 +178,13 @@ void Decoder::attend_alone(const Pass& pass, int index, const Tokens& input) {
     for (int t = 0; t < pass.count; ++t) quantize(s.attended, spec_.heads * size, t, queries);
 }
 
-void Decoder::attend_together(const Pass& pass, int index, const Tokens& input) {
+void Decoder::attend_together(const Pass& pass, int index, const Input& input) {
     DecoderScratch& s = *scratch_;
     const LayerWeights& w = weights_.layers[index];
-    multiply_together(pass, w.query, input, s.query.data());
-    multiply_together(pass, w.key, input, s.key.data());
-    multiply_together(pass, w.value, input, s.value.data());
+    const LayerAdapters& a = adapters_[index];
+    multiply_together(pass, w.query, a.query_rows, input, s.query.data());
+    multiply_together(pass, w.key, a.key_rows, input, s.key.data());
+    multiply_together(pass, w.value, a.value_rows, input, s.value.data());
     pool_.barrier();
     const Range units = share(static_cast<std::int64_t>(pass.count) * spec_.kv_heads, pass.thread, pool_.size());
     for (auto unit = units.first; unit < units.last; ++unit) {

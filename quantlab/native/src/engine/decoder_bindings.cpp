@@ -36,10 +36,18 @@ int count_of(const char* name, std::size_t count) {
     return static_cast<int>(count);
 }
 
+[[noreturn]] void no_layer(int layer, std::size_t layers) {
+    throw nb::index_error(("layer " + std::to_string(layer) + ": there are " + std::to_string(layers)).c_str());
+}
+
+void check_layers(int layers) {
+    if (layers >= 1 && layers <= most_decoder_layers) return;
+    const std::string expected = "; expected 1 to " + std::to_string(most_decoder_layers);
+    throw nb::value_error(("layers is " + std::to_string(layers) + expected).c_str());
+}
+
 LayerWeights& layer_of(DecoderWeights& weights, int layer) {
-    if (layer < 0 || static_cast<std::size_t>(layer) >= weights.layers.size()) {
-        throw nb::index_error(("layer " + std::to_string(layer) + ": there are " + std::to_string(weights.layers.size())).c_str());
-    }
+    if (layer < 0 || static_cast<std::size_t>(layer) >= weights.layers.size()) no_layer(layer, weights.layers.size());
     return weights.layers[static_cast<std::size_t>(layer)];
 }
 
@@ -72,6 +80,57 @@ NormWeights& norm_of(DecoderWeights& weights, int layer, const std::string& name
     if (name == "inner_post_norm") return w.inner_post_norm;
     no_such("norm", name);
 }
+
+// Inputs and rows by the names of decoder_adapters.h.
+LowRankInput& input_of(LayerAdapters& adapters, const std::string& name) {
+    if (name == "attention") return adapters.attention;
+    if (name == "output") return adapters.output;
+    if (name == "inner") return adapters.inner;
+    if (name == "down") return adapters.down;
+    no_such("input", name);
+}
+
+LowRankRows& update_of(LayerAdapters& adapters, const std::string& name) {
+    if (name == "query") return adapters.query_rows;
+    if (name == "key") return adapters.key_rows;
+    if (name == "value") return adapters.value_rows;
+    if (name == "output") return adapters.output_rows;
+    if (name == "gate") return adapters.gate_rows;
+    if (name == "up") return adapters.up_rows;
+    if (name == "down") return adapters.down_rows;
+    no_such("matrix", name);
+}
+
+struct DecoderAdapters {
+    std::vector<LayerAdapters> layers;
+
+    LayerAdapters& at(int layer) {
+        if (layer < 0 || static_cast<std::size_t>(layer) >= layers.size()) no_layer(layer, layers.size());
+        return layers[static_cast<std::size_t>(layer)];
+    }
+
+    void set_input(int layer, const std::string& name, nb::handle factor) {
+        LowRankInput& input = input_of(at(layer), name);
+        const auto a = array_of<const float, 2>("a", factor, "[rank, columns]");
+        input = {count_of("a", a.shape(0)), {a.data(), a.data() + a.size()}};
+    }
+
+    void set_rows(int layer, const std::string& name, int first, nb::handle factor) {
+        LowRankRows& update = update_of(at(layer), name);
+        const auto b = array_of<const float, 2>("b", factor, "[rows, rank]");
+        const std::size_t rows = b.shape(0), rank = b.shape(1);
+        if (rows % group_rows != 0) {
+            throw nb::value_error(("b has " + std::to_string(rows) + " rows; expected a multiple of 16").c_str());
+        }
+        std::vector<float> interleaved(b.size());
+        for (std::size_t row = 0; row < rows; ++row) {
+            for (std::size_t r = 0; r < rank; ++r) {
+                interleaved[(row / group_rows * rank + r) * group_rows + row % group_rows] = b.data()[row * rank + r];
+            }
+        }
+        update = {first, count_of("b", rank), std::move(interleaved)};
+    }
+};
 
 }  // namespace
 
@@ -106,10 +165,7 @@ void bind_decoder(nb::module_& module) {
     nb::class_<DecoderWeights>(module, "DecoderWeights")
         .def("__init__",
              [](DecoderWeights* self, int layers) {
-                 if (layers < 1 || layers > most_decoder_layers) {
-                     throw nb::value_error(("layers is " + std::to_string(layers) + "; expected 1 to " +
-                                            std::to_string(most_decoder_layers)).c_str());
-                 }
+                 check_layers(layers);
                  new (self) DecoderWeights{};
                  self->layers.resize(static_cast<std::size_t>(layers));
              }, nb::arg("layers"))
@@ -141,6 +197,15 @@ void bind_decoder(nb::module_& module) {
                  w.cosines.push_back(std::move(c));
                  w.sines.push_back(std::move(s));
              }, nb::arg("cosines"), nb::arg("sines"));
+
+    nb::class_<DecoderAdapters>(module, "DecoderAdapters")
+        .def("__init__",
+             [](DecoderAdapters* self, int layers) {
+                 check_layers(layers);
+                 new (self) DecoderAdapters{std::vector<LayerAdapters>(static_cast<std::size_t>(layers))};
+             }, nb::arg("layers"))
+        .def("set_input", &DecoderAdapters::set_input, nb::arg("layer"), nb::arg("name"), nb::arg("a"))
+        .def("set_rows", &DecoderAdapters::set_rows, nb::arg("layer"), nb::arg("name"), nb::arg("first"), nb::arg("b"));
 
     module.def(
         "read_bandwidth",
@@ -176,6 +241,8 @@ void bind_decoder(nb::module_& module) {
                  const nb::gil_scoped_release free;
                  decoder.append(tokens.data(), count, logits.data(), wanted);
              }, nb::arg("tokens"), nb::arg("logits"))
+        .def("set_adapters", [](Decoder& decoder, const DecoderAdapters& adapters) { decoder.set_adapters(adapters.layers); },
+             nb::arg("adapters"))
         .def("rewind", &Decoder::rewind, nb::arg("position"))
         .def("cache_bytes", &Decoder::cache_bytes, nb::arg("positions"))
         .def("export_cache",

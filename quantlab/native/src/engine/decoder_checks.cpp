@@ -168,6 +168,21 @@ void check_layer(const DecoderSpec& d, const LayerWeights& w, const Named& named
     named.norm("inner_post_norm", w.inner_post_norm, d.hidden, true);
 }
 
+void check_input(const std::string& name, const LowRankInput& input, std::int64_t columns) {
+    check_range((name + ": rank").c_str(), input.rank, 0, most_adapter_rank);
+    if (static_cast<std::int64_t>(input.a.size()) != input.rank * columns) {
+        refuse(name + ": a has " + std::to_string(input.a.size()) + " elements; expected " + shape(input.rank, columns));
+    }
+}
+
+void check_update(const std::string& name, const LowRankRows& update, const LowRankInput& input, std::int64_t rows) {
+    check_range((name + ": rank").c_str(), update.rank, 0, input.rank);
+    check_range((name + ": first").c_str(), update.first, 0, input.rank - update.rank);
+    if (static_cast<std::int64_t>(update.b.size()) != update.rank * rows) {
+        refuse(name + ": b has " + std::to_string(update.b.size()) + " elements; expected " + shape(rows, update.rank));
+    }
+}
+
 // Tables of which rows are read: longer ones do.
 void check_rows(const char* name, const PackedMatrix* table, std::int64_t rows, std::int64_t columns) {
     if (table == nullptr || table->rows() < rows || table->columns() != columns) {
@@ -190,6 +205,26 @@ void check_decoder(const DecoderSpec& d, const DecoderWeights& w, int context, C
     const Named whole(d, "");
     whole.norm("final_norm", w.final_norm, d.hidden, false);
     whole.matrix("head", w.head, d.vocabulary, d.hidden);
+}
+
+void check_adapters(const DecoderSpec& d, const std::vector<LayerAdapters>& adapters) {
+    const std::int64_t query = std::int64_t{d.heads} * d.head_size, key = std::int64_t{d.kv_heads} * d.head_size;
+    check_entries("adapters", adapters.size(), d.layers);
+    for (std::size_t i = 0; i < adapters.size(); ++i) {
+        const LayerAdapters& a = adapters[i];
+        const std::string at = "adapter of layer " + std::to_string(i) + ": ";
+        check_input(at + "attention", a.attention, d.hidden);
+        check_input(at + "output", a.output, query);
+        check_input(at + "inner", a.inner, d.hidden);
+        check_input(at + "down", a.down, d.inner);
+        check_update(at + "query", a.query_rows, a.attention, query);
+        check_update(at + "key", a.key_rows, a.attention, key);
+        check_update(at + "value", a.value_rows, a.attention, key);
+        check_update(at + "output", a.output_rows, a.output, d.hidden);
+        check_update(at + "gate", a.gate_rows, a.inner, d.gated ? d.inner : 0);
+        check_update(at + "up", a.up_rows, a.inner, d.inner);
+        check_update(at + "down", a.down_rows, a.down, d.hidden);
+    }
 }
 
 }  // namespace quantlab::engine

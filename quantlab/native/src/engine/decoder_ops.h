@@ -54,6 +54,10 @@ struct DecoderOps {
     void (*attend_chunk)(CacheType type, const AttentionTask& task, int chunk, const AttentionState& state);
     void (*merge)(const AttentionState& into, const AttentionState& later, int count, int head_size);
     void (*finish)(const AttentionState& state, int count, int head_size, float* const* out);
+    // products[r] = a[r] . x for `rank` rows of n floats, and y += b products for 16 rows of b at a time, [rank][16] each:
+    // see decoder_adapters.h.
+    void (*low_rank_products)(const float* a, int rank, const float* x, int n, float* products);
+    void (*add_low_rank)(const float* b, int rank, const float* products, float* y, int n);
     // The sum of n floats, a multiple of 128, read as fast as this instruction set can.
     float (*sum)(const float* x, std::int64_t n);
 };

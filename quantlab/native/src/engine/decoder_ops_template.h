@@ -91,6 +91,41 @@ struct DecoderOpsOver {
         }
     }
 
+    static void low_rank_products(const float* a, int rank, const float* x, int n, float* products) {
+        int r = 0;
+        for (; r + 4 <= rank; r += 4) products_of<4>(a + static_cast<std::int64_t>(r) * n, x, n, products + r);
+        for (; r < rank; ++r) products_of<1>(a + static_cast<std::int64_t>(r) * n, x, n, products + r);
+    }
+
+    // `count` rows at a time: one's sum would wait for itself.
+    template <int count>
+    static void products_of(const float* a, const float* x, std::int64_t n, float* products) {
+        L sums[count];
+        for (int r = 0; r < count; ++r) sums[r] = L::zero();
+        for (std::int64_t i = 0; i < n; i += 16) {
+            const L v = L::load(x + i);
+            for (int r = 0; r < count; ++r) sums[r] = L::fma(L::load(a + r * n + i), v, sums[r]);
+        }
+        for (int r = 0; r < count; ++r) products[r] = sums[r].fold_sum();
+    }
+
+    static void add_low_rank(const float* b, int rank, const float* products, float* y, int n) {
+        int i = 0;
+        for (; i + 64 <= n; i += 64) add_rows_of<4>(b + static_cast<std::int64_t>(i) * rank, rank, products, y + i);
+        for (; i < n; i += 16) add_rows_of<1>(b + static_cast<std::int64_t>(i) * rank, rank, products, y + i);
+    }
+
+    template <int groups>
+    static void add_rows_of(const float* b, std::int64_t rank, const float* products, float* y) {
+        L sums[groups];
+        for (int g = 0; g < groups; ++g) sums[g] = L::zero();
+        for (std::int64_t r = 0; r < rank; ++r) {
+            const L product = L::broadcast(products[r]);
+            for (int g = 0; g < groups; ++g) sums[g] = L::fma(L::load(b + (g * rank + r) * 16), product, sums[g]);
+        }
+        for (int g = 0; g < groups; ++g) (L::load(y + 16 * g) + sums[g]).store(y + 16 * g);
+    }
+
     static float sum(const float* x, std::int64_t n) {
         constexpr int streams = 4;
         L sums[streams];
@@ -107,7 +142,8 @@ struct DecoderOpsOver {
         return {rms_norm,           layer_norm,          add,
                 scale,              cap,                 rotate,
                 activate,           Cache::store_key,    Cache::store_value,
-                Attention::attend_chunk, Attention::merge, Attention::finish, sum};
+                Attention::attend_chunk, Attention::merge, Attention::finish, low_rank_products,
+                add_low_rank,       sum};
     }
 };
 

@@ -4,6 +4,9 @@
 // thread whose query rows, key heads and attention outputs belong together goes through attention alone; whoever computes
 // rows of gate and up activates them. With few tokens each thread also computes the residual stream for itself. So a
 // token costs four meetings a layer.
+//
+// Adapters' products are taken by the thread that has the token; of few tokens by each thread for itself, in place of a
+// meeting, unless there are many.
 #include "decoder.h"
 
 #include "decoder_parts.h"
@@ -28,7 +31,7 @@ void Decoder::run(const Pass& pass, const std::int32_t* tokens, float* logits, i
     }
     for (int index = 0; index < spec_.layers; ++index) {
         attend(pass, index);
-        feed_forward(pass, weights_.layers[index]);
+        feed_forward(pass, index);
     }
     if (wanted > 0) head(pass, logits, wanted);
 }
@@ -43,7 +46,7 @@ void Decoder::head(const Pass& pass, float* logits, int wanted) {
         quantize(stream.attention_input, spec_.hidden, t, {0, spec_.hidden});
     }
     meet_unless_few(pass);
-    multiply_together(pass, weights_.head, tokens_of(stream.attention_input, wanted, spec_.hidden), logits);
+    multiply_together(pass, weights_.head, {}, {tokens_of(stream.attention_input, wanted, spec_.hidden), nullptr, 0}, logits);
     if (spec_.logit_cap == 0.0f && weights_.head.bias.empty()) return;
     pool_.barrier();
     const Range finished = share(wanted, pass.thread, pool_.size());
@@ -64,14 +67,16 @@ void Decoder::cap_logits(float* row) const {
     std::copy(tail, tail + (spec_.vocabulary - whole), row + whole);
 }
 
-void Decoder::feed_forward(const Pass& pass, const LayerWeights& w) {
+void Decoder::feed_forward(const Pass& pass, int index) {
     DecoderScratch& s = *scratch_;
+    const LayerWeights& w = weights_.layers[index];
+    const LayerAdapters& a = adapters_[index];
     ResidualStream& stream = stream_of(pass);
     const int hidden = spec_.hidden, inner = spec_.inner;
-    const Tokens input = tokens_of(stream.inner_input, pass.count, hidden);
+    const Input input = input_of(pass, a.inner, stream.inner_input, hidden);
     divide(pass, inner, [&](Range part) {
-        if (spec_.gated) multiply(w.gate, input, s.gate.data(), part);
-        multiply(w.up, input, s.inner.values.data(), part);
+        if (spec_.gated) multiply(w.gate, a.gate_rows, input, s.gate.data(), part);
+        multiply(w.up, a.up_rows, input, s.inner.values.data(), part);
         for (std::int64_t t = 0; t < pass.count; ++t) {
             float* up = s.inner.values.data() + t * inner;
             float* gate = spec_.gated ? s.gate.data() + t * inner : nullptr;
@@ -84,7 +89,10 @@ void Decoder::feed_forward(const Pass& pass, const LayerWeights& w) {
         }
     });
     pool_.barrier();
-    multiply_together(pass, w.down, tokens_of(s.inner, pass.count, inner), s.sum.data());
+    take_products(pass, a.down, s.inner, inner);
+    if (a.down.rank != 0) meet_unless_few(pass);
+    meet_if_divided(pass, a.down, inner);
+    multiply_together(pass, w.down, a.down_rows, input_of(pass, a.down, s.inner, inner), s.sum.data());
     pool_.barrier();
     const Range mine = rows_of(pass, pass.count);
     for (auto t = mine.first; t < mine.last; ++t) add_to_stream(stream, t, w.down, w.inner_post_norm);
@@ -124,14 +132,48 @@ void Decoder::norm(const NormWeights& weights, const float* x, int n, float* out
 }
 
 // All rows of the matrix, by all threads.
-void Decoder::multiply_together(const Pass& pass, const Linear& linear, const Tokens& x, float* out) {
-    divide(pass, linear.weight->rows(), [&](Range rows) { multiply(linear, x, out, rows); });
+void Decoder::multiply_together(const Pass& pass, const Linear& linear, const LowRankRows& update, const Input& x, float* out) {
+    divide(pass, linear.weight->rows(), [&](Range rows) { multiply(linear, update, x, out, rows); });
 }
 
 // Rows first to last - 1 of the matrix, for all tokens; first is a multiple of group_rows.
-void Decoder::multiply(const Linear& linear, const Tokens& x, float* out, Range rows) const {
+void Decoder::multiply(const Linear& linear, const LowRankRows& update, const Input& x, float* out, Range rows) const {
     const auto groups = [](std::int64_t row) { return static_cast<int>((row + group_rows - 1) / group_rows); };
-    linear.weight->multiply(x, out, linear.weight->rows(), groups(rows.first), groups(rows.last));
+    const std::int64_t all = linear.weight->rows();
+    linear.weight->multiply(x.tokens, out, all, groups(rows.first), groups(rows.last));
+    if (update.rank == 0) return;
+    for (std::int64_t t = 0; t < x.tokens.count; ++t) {
+        ops_.add_low_rank(update.b.data() + rows.first * update.rank, update.rank, x.products + t * x.rank + update.first,
+                          out + t * all + rows.first, static_cast<int>(rows.last - rows.first));
+    }
+}
+
+// Whether threads share few tokens' products.
+bool Decoder::divides_products(const Pass& pass, const LowRankInput& adapter, int columns) const {
+    const std::int64_t work = std::int64_t{adapter.rank} * columns * pass.count;
+    return pass.few && pool_.size() > 1 && work >= least_divided_products;
+}
+
+float* Decoder::products_of(const Pass& pass, const LowRankInput& adapter, int columns) const {
+    const bool alone = pass.few && !divides_products(pass, adapter, columns);
+    return (alone ? scratch_->threads[pass.thread] : scratch_->shared).products.data();
+}
+
+// This thread's part of the adapter's products with an input: of many tokens its own, of few all or its ranks.
+void Decoder::take_products(const Pass& pass, const LowRankInput& adapter, const Activations& x, int columns) {
+    if (adapter.rank == 0) return;
+    Range ranks{0, adapter.rank};
+    if (divides_products(pass, adapter, columns)) ranks = share(adapter.rank, pass.thread, pool_.size(), 4);
+    const Range tokens = rows_of(pass, pass.count);
+    float* products = products_of(pass, adapter, columns);
+    for (auto t = tokens.first; t < tokens.last; ++t) {
+        ops_.low_rank_products(adapter.a.data() + ranks.first * columns, static_cast<int>(ranks.last - ranks.first),
+                               x.values.data() + t * columns, columns, products + t * adapter.rank + ranks.first);
+    }
+}
+
+void Decoder::meet_if_divided(const Pass& pass, const LowRankInput& adapter, int columns) {
+    if (divides_products(pass, adapter, columns)) pool_.barrier();
 }
 
 // Columns that int8 activations need, of one token.
@@ -153,6 +195,10 @@ void Decoder::add_bias(const Linear& linear, float* row, Range part) const {
 Tokens Decoder::tokens_of(const Activations& x, int count, int columns) const {
     const bool coded = int8_ && columns % block_columns == 0;
     return {count, columns, x.values.data(), coded ? x.codes.data() : nullptr, x.scales.data(), x.sums.data()};
+}
+
+Decoder::Input Decoder::input_of(const Pass& pass, const LowRankInput& adapter, const Activations& x, int columns) const {
+    return {tokens_of(x, pass.count, columns), products_of(pass, adapter, columns), adapter.rank};
 }
 
 }  // namespace quantlab::engine

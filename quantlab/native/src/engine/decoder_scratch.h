@@ -13,6 +13,8 @@ namespace quantlab::engine {
 inline constexpr int pass_tokens = 64;  // at a time: unpacked weights are used for all, and activations stay in cache
 // Up to so many tokens every thread keeps the residual stream for itself: computing it again costs less than meeting.
 inline constexpr int few_tokens = 4;
+// Few tokens' products with adapters are divided among threads from so many multiply-adds on: a meeting costs as much.
+inline constexpr int least_divided_products = 1 << 16;
 inline constexpr int divided_rows = 64;  // of a matrix, that a thread takes at a time (all `code_groups` of the kernels)
 inline constexpr int attention_queries = 64;  // at a time: decoded keys and values are used for all
 
@@ -31,6 +33,7 @@ struct Activations {
 struct ResidualStream {
     std::vector<float> x, update;  // update: what a layer adds to x, if it needs work before
     Activations attention_input, inner_input;
+    std::vector<float> products;  // of adapters with the input at hand, [tokens][rank] (Decoder::set_adapters)
 
     ResidualStream() = default;
     ResidualStream(int tokens, int hidden)

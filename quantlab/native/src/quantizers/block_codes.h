@@ -5,6 +5,7 @@
 #pragma once
 
 #include "../blocks.h"
+#include "../code_bits.h"
 #include "../numbers.h"
 
 #include <cstdint>
@@ -59,12 +60,13 @@ void close_block(const OpenBlock& open, std::uint8_t* bytes) {
     if constexpr (!Affine<Block> && !Symmetric<Block>) {
         std::memcpy(block.codes, open.codes, sizeof block.codes);
     } else {
+        std::uint8_t codes[block_columns];
         for (int j = 0; j < block_columns; ++j) {
-            const auto code = static_cast<std::uint32_t>(open.codes[j] + stored_zero<Block>());
-            block.nibbles[j % 16] |= static_cast<std::uint8_t>((code & 0x0f) << (j < 16 ? 0 : 4));
-            if constexpr (HasHighBits<Block>) {
-                block.high_bits[j / 8] |= static_cast<std::uint8_t>((code >> 4) << (j % 8));
-            }
+            codes[j] = static_cast<std::uint8_t>(open.codes[j] + stored_zero<Block>());
+        }
+        pack_nibbles(codes, block.nibbles);
+        if constexpr (HasHighBits<Block>) {
+            pack_high_bits(codes, block.high_bits);
         }
     }
     std::memcpy(bytes, &block, sizeof block);
@@ -81,12 +83,13 @@ OpenBlock open_block(const std::uint8_t* bytes) {
     if constexpr (!Affine<Block> && !Symmetric<Block>) {
         std::memcpy(open.codes, block.codes, sizeof open.codes);
     } else {
+        std::uint8_t codes[block_columns];
+        unpack_nibbles(block.nibbles, codes);
+        if constexpr (HasHighBits<Block>) {
+            add_high_bits(block.high_bits, codes);
+        }
         for (int j = 0; j < block_columns; ++j) {
-            std::int32_t code = block.nibbles[j % 16] >> (j < 16 ? 0 : 4) & 0x0f;
-            if constexpr (HasHighBits<Block>) {
-                code |= (block.high_bits[j / 8] >> (j % 8) & 1) << 4;
-            }
-            open.codes[j] = static_cast<std::int8_t>(code - stored_zero<Block>());
+            open.codes[j] = static_cast<std::int8_t>(codes[j] - stored_zero<Block>());
         }
     }
     return open;

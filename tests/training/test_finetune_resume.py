@@ -1,0 +1,132 @@
+"""Interrupted and resumed is uninterrupted, byte for byte; two processes train as one."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from quantlab.calibration.quantize import quantize_checkpoint
+from quantlab.errors import InputError
+from quantlab.training.checkpoints import mark_complete, newest_complete
+from quantlab.training.finetune import finetune
+from quantlab.training.finetune_settings import FinetuneSettings
+
+pytest.importorskip("accelerate")
+
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+torch.set_num_threads(1)
+from quantlab.training.finetune import finetune
+from quantlab.training.finetune_settings import FinetuneSettings
+
+base, data, out, options = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), eval(sys.argv[4])
+report = lambda done, total, note: print(note, flush=True)
+finetune(base, data, out, settings=FinetuneSettings(**options), resume="--resume" in sys.argv, progress=report)
+"""
+OPTIONS = {"rank": 4, "context": 64, "batch_size": 2, "max_steps": 12, "learning_rate": 0.02, "eval_every": 2,
+           "dropout": 0.1, "accumulation": 2}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(llama_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "q4_1"
+    quantize_checkpoint(llama_model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    rows = [{"prompt": f"Say {n}: ", "completion": f"it is {n} and {n + 1}."} for n in range(30)]
+    for split, part in (("train", rows[:26]), ("valid", rows[26:])):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return folder
+
+
+def command(base: Path, data: Path, out: Path, options: dict, *more: str) -> list[str]:
+    return [sys.executable, "-c", SCRIPT, str(base), str(data), str(out), repr(options), *more]
+
+
+def adapter(out: Path) -> bytes:
+    return (out / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.0, "merge_aware": True, "packing": True}], ids=["lora", "merge"])
+def test_killed_at_any_step_and_resumed_ends_with_the_same_bytes(options: dict, base, data, tmp_path: Path) -> None:
+    settings = {**OPTIONS, **options}
+    finetune(base, data, tmp_path / "whole", settings=FinetuneSettings(**settings))
+    out, draw = tmp_path / "killed", random.Random(7)
+    more: tuple[str, ...] = ()
+    for _ in range(3):
+        process = subprocess.Popen(command(base, data, out, settings, *more), stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        steps = draw.randint(1, 5)
+        for line in process.stdout:
+            if (steps := steps - line.startswith("step")) <= 0:
+                time.sleep(draw.random() / 20)  # also in the middle of a save
+                process.send_signal(signal.SIGKILL)
+                break
+        process.wait()
+        process.stdout.close()
+        more = ("--resume",)
+    assert not out.exists()
+    subprocess.run(command(base, data, out, settings, "--resume"), check=True, stdout=subprocess.DEVNULL)
+    assert adapter(out) == adapter(tmp_path / "whole")
+    assert not out.with_name("killed.training").exists()
+
+
+def test_a_run_of_other_settings_is_not_resumed(base, data, tmp_path: Path) -> None:
+    work = tmp_path / "out.training"
+    work.mkdir()
+    (work / "run.json").write_text("{}")
+    with pytest.raises(InputError, match="--resume"):
+        finetune(base, data, tmp_path / "out", settings=FinetuneSettings(**OPTIONS))
+    with pytest.raises(InputError, match="another model, data, settings, threads"):
+        finetune(base, data, tmp_path / "out", settings=FinetuneSettings(**OPTIONS), resume=True)
+
+
+def test_only_marked_checkpoints_count(tmp_path: Path) -> None:
+    for step in (2, 10, 9):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert newest_complete(tmp_path) is None
+    for step in (9, 2):
+        mark_complete(tmp_path / f"checkpoint-{step}")
+    assert newest_complete(tmp_path) == tmp_path / "checkpoint-9"
+
+
+def test_two_processes_train_as_one(base, data, tmp_path: Path) -> None:
+    """Data parallel over gloo: the loss curve of one process at the same global batch."""
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    curves = {}
+    for processes, batch in ((1, 4), (2, 2)):
+        options = {**OPTIONS, "dropout": 0.0, "batch_size": batch, "accumulation": 1, "max_steps": 6,
+                   "activations": "float", "learning_rate": 2e-3}  # fmt: skip  # int8 would turn last bits into steps
+        out = tmp_path / f"out{processes}"
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        arguments = [str(script), str(base), str(data), str(out), repr(options)]
+        done = subprocess.run([*launch, *arguments], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        log = json.loads((out / "training_log.json").read_text())["log"]
+        curves[processes] = [entry[key] for entry in log for key in ("loss", "eval_loss") if key in entry]
+    assert len(curves[1]) > 5
+    np.testing.assert_allclose(curves[2], curves[1], rtol=3e-6)
+    one, two = (load_file(tmp_path / f"out{n}" / "adapter_model.safetensors") for n in (1, 2))
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-3, atol=1e-4)
+
+
+def test_sharding_on_cpus_is_refused(base, data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match="share the data"):
+        finetune(base, data, tmp_path / "out", settings=FinetuneSettings(**OPTIONS), device="cpu")
