@@ -13,6 +13,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 
 from quantlab.adapters.fusing import Fusion, fused_blocks
+from quantlab.formats.arithmetic import lent_array
 from quantlab.formats.blocks import BLOCK_SIZE, BlockFormat
 from quantlab.nn import QuantLinear
 from quantlab.nn.int8 import int8_linear
@@ -58,9 +59,9 @@ def fused_weight(base: QuantLinear, a: torch.Tensor, b: torch.Tensor, scale: flo
     """
     blocks = fused_blocks(
         base.format,
-        base.weight.detach().cpu().contiguous().numpy(),
-        a.detach().to("cpu", torch.float32).contiguous().numpy(),
-        b.detach().to("cpu", torch.float32).contiguous().numpy(),
+        lent_array(base.weight.detach().cpu().contiguous()),
+        lent_array(a.detach().to("cpu", torch.float32).contiguous()),
+        lent_array(b.detach().to("cpu", torch.float32).contiguous()),
         scale,
         fusion,
         threads=torch.get_num_threads(),

@@ -90,7 +90,7 @@ def _quantize_native(
 def _dequantize_native(rows: torch.Tensor, format: BlockFormat, dtype: torch.dtype) -> torch.Tensor:
     weights = torch.empty(len(rows), format.columns(rows.shape[1]), dtype=dtype)
     threads = torch.get_num_threads()
-    native.dequantize(format.name, rows.numpy(), element=_ELEMENTS[dtype], threads=threads, out=_raw(weights))
+    native.dequantize(format.name, lent_array(rows), element=_ELEMENTS[dtype], threads=threads, out=_raw(weights))
     return weights
 
 
@@ -103,6 +103,14 @@ def _chunks(weight: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[int, tor
 
 def _empty_blocks(weight: torch.Tensor, format: BlockFormat) -> torch.Tensor:
     return torch.empty(len(weight), format.row_bytes(weight.shape[1]), dtype=torch.uint8, device=weight.device)
+
+
+def lent_array(tensor: torch.Tensor) -> np.ndarray:
+    """A contiguous CPU tensor's memory as an array, for the length of a call.
+
+    By DLPack: `Tensor.numpy` would keep the storage from ever being resized, as FSDP does with a weight after its use.
+    """
+    return np.from_dlpack(tensor.detach())
 
 
 def _raw(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:

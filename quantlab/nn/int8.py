@@ -6,6 +6,7 @@ import torch
 
 from quantlab import native
 from quantlab.formats import BlockFormat
+from quantlab.formats.arithmetic import lent_array
 
 
 def int8_linear(x: torch.Tensor, blocks: torch.Tensor, bias: torch.Tensor | None, format: BlockFormat) -> torch.Tensor:
@@ -27,7 +28,7 @@ def int8_linear(x: torch.Tensor, blocks: torch.Tensor, bias: torch.Tensor | None
     result = torch.empty(len(rows), len(blocks), dtype=torch.float32, device="cpu")
     native.multiply_int8(
         format.name,
-        blocks.detach().contiguous().numpy(),
+        lent_array(blocks.detach().contiguous()),
         rows.numpy(),
         threads=torch.get_num_threads(),
         out=result.numpy(),
