@@ -89,8 +89,8 @@ class Adapter:
         return sum(part.size for part in parts if part is not None)
 
     def fingerprint(self) -> str:
-        """A hash of what it does: names, factors and scales."""
-        hasher = hashlib.sha256()
+        """A hash of what it does: names, factors and scales, and how blocks take them up."""
+        hasher = hashlib.sha256(f"{self.method} {self.training.regrid} {self.training.levels}\n".encode())
         for name, pair in sorted(self.pairs.items()):
             hasher.update(f"{name} {pair.a.shape} {pair.b.shape} {pair.scale!r}\n".encode())
             for part in (pair.a, pair.b, pair.magnitude):

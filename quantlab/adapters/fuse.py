@@ -16,7 +16,7 @@ import numpy as np
 from quantlab import native
 from quantlab.adapters.adapter import LowRankPair, check_fits
 from quantlab.adapters.combine import Weighted, combined_pairs
-from quantlab.adapters.fusing import Fusion, block_factors, fused_blocks
+from quantlab.adapters.fusing import Fusion, fused_tensor, fusion_for, packed_bytes
 from quantlab.checkpoint.checkpoint import Checkpoint
 from quantlab.checkpoint.export import packed_config
 from quantlab.checkpoint.tensors import FLOAT_DTYPES, TensorEntry, to_fp32
@@ -47,15 +47,6 @@ class FusedTensor:
     format: str
     relative_error: float
     update_error: float
-
-
-def fusion_for(adapters: Sequence[Weighted]) -> Fusion | None:
-    """How the blocks of a packed base take these adapters up; None if they were not trained for it."""
-    kinds = {(adapter.method, adapter.training.regrid, adapter.training.levels) for adapter, _ in adapters}
-    if len(kinds) != 1:
-        return None
-    method, regrid, levels = kinds.pop()
-    return None if method == "lora" else Fusion(method, regrid, levels)
 
 
 def packed_again(checkpoint: Checkpoint, adapters: Sequence[Weighted]) -> list[str]:
@@ -168,11 +159,7 @@ def _write_blocks(
     threads: int | None,
 ) -> FusedTensor:
     blocks = packed_bytes(checkpoint, entry.name)
-    a = block_factors(pair.a) if fusion.method == "block-sum" else pair.a
-    try:
-        fused = fused_blocks(format, blocks, a, pair.b, pair.scale, fusion, threads=threads)
-    except ValueError as error:
-        raise InputError(f"{checkpoint.path}: {entry.name}: {error}") from None
+    fused = fused_tensor(checkpoint, entry.name, pair, fusion, threads=threads)
     writer.write_bytes(entry.name, fused.reshape(-1), entry)
     how = {"block-sum": "minimums", "merge-aware": "codes and scales" if fusion.regrid else "codes"}[fusion.method]
 
@@ -212,11 +199,6 @@ def _report(name: str, how: str, format: str, error: float, wanted: float, updat
     return FusedTensor(
         name, how, format, error / wanted if wanted else 0.0, error / update if update else (0.0 if not error else 1.0)
     )
-
-
-def packed_bytes(checkpoint: Checkpoint, name: str) -> np.ndarray:
-    """The blocks of a packed tensor, uint8 [out, row_bytes]."""
-    return checkpoint.read_bytes(name).reshape(checkpoint.entry(name).shape)
 
 
 def _weights(checkpoint: Checkpoint, name: str, threads: int | None) -> np.ndarray:

@@ -10,11 +10,15 @@ Two kinds fuse without loss, because their training's forward pass computes with
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from quantlab import native
+from quantlab.adapters.adapter import LowRankPair
+from quantlab.adapters.combine import Weighted
+from quantlab.checkpoint.checkpoint import Checkpoint
 from quantlab.errors import InputError
 from quantlab.formats.blocks import BLOCK_SIZE, BlockFormat
 from quantlab.native import adapters as native_adapters
@@ -86,3 +90,35 @@ def _regridded(
 def block_factors(a: np.ndarray) -> np.ndarray:
     """Of a block-sum adapter's `a` [rank, in], a number a block: [rank, in / 32]."""
     return np.ascontiguousarray(a[:, ::BLOCK_SIZE])
+
+
+def fusion_for(adapters: Sequence[Weighted]) -> Fusion | None:
+    """How the blocks of a packed base take these adapters up; None if they were not trained for it."""
+    kinds = {(adapter.method, adapter.training.regrid, adapter.training.levels) for adapter, _ in adapters}
+    if len(kinds) != 1:
+        return None
+    method, regrid, levels = kinds.pop()
+    return None if method == "lora" else Fusion(method, regrid, levels)
+
+
+def fused_tensor(
+    checkpoint: Checkpoint, name: str, pair: LowRankPair, fusion: Fusion, *, threads: int | None = None
+) -> np.ndarray:
+    """The blocks of a packed weight with an update in them, uint8 [out, row_bytes].
+
+    Raises:
+        InputError: an update that the blocks cannot hold.
+    """
+    format = checkpoint.format(name)
+    assert format is not None, f"{name}: is not packed"
+    fusion.check_format(format, f"{checkpoint.path}: {name}")
+    a = block_factors(pair.a) if fusion.method == "block-sum" else pair.a
+    try:
+        return fused_blocks(format, packed_bytes(checkpoint, name), a, pair.b, pair.scale, fusion, threads=threads)
+    except ValueError as error:
+        raise InputError(f"{checkpoint.path}: {name}: {error}") from None
+
+
+def packed_bytes(checkpoint: Checkpoint, name: str) -> np.ndarray:
+    """The blocks of a packed tensor, uint8 [out, row_bytes]."""
+    return checkpoint.read_bytes(name).reshape(checkpoint.entry(name).shape)

@@ -15,11 +15,10 @@ from quantlab.adapters.fuse import (
     FusedTensor,
     Progress,
     fused_report,
-    fusion_for,
     packed_again,
-    packed_bytes,
     write_fused,
 )
+from quantlab.adapters.fusing import fusion_for, packed_bytes
 from quantlab.adapters.undo import check_can_keep, keep_minimums, write_undone
 from quantlab.calibration.calibrated import CalibrationOptions
 from quantlab.calibration.quantize import quantize_checkpoint

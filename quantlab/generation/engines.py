@@ -10,7 +10,7 @@ from quantlab.adapters.combine import Source as AdapterSource
 from quantlab.checkpoint import open_checkpoint
 from quantlab.checkpoint.expected_shapes import check_shapes
 from quantlab.errors import InputError
-from quantlab.generation.chosen_adapters import choose_adapters, stacked_factors
+from quantlab.generation.chosen_adapters import choose_adapters, fused_weights, stacked_factors
 from quantlab.generation.decoder_description import describe
 from quantlab.generation.engine import Engine
 from quantlab.generation.native_engine import NativeEngine, load_native
@@ -81,16 +81,19 @@ def open_engine(
 def _torch_engine(
     model: str | Path, threads: int | None, context: int | None, adapters: Sequence[AdapterSource] | None
 ) -> Engine:
-    factors = stacked_factors(choose_adapters(adapters, open_checkpoint(model))) if adapters else {}
+    checkpoint = open_checkpoint(model)
+    chosen = choose_adapters(adapters or (), checkpoint)
+    fused = fused_weights(chosen, checkpoint, threads)
 
     import torch
 
-    from quantlab.generation.torch_adapters import add_adapters
+    from quantlab.generation.torch_adapters import add_adapters, replace_blocks
     from quantlab.generation.torch_engine import TorchEngine
     from quantlab.loading import load_model
 
     if threads is not None:
         torch.set_num_threads(threads)
     loaded = load_model(model)
-    add_adapters(loaded, factors)
+    replace_blocks(loaded, fused)
+    add_adapters(loaded, stacked_factors(chosen, fused))
     return TorchEngine(loaded, context)

@@ -24,6 +24,7 @@ from quantlab.formats.packing import pack_rows
 from quantlab.generation.chosen_adapters import (
     choose_adapters,
     fingerprint_of,
+    fused_weights,
     stacked_factors,
 )
 from quantlab.generation.decoder_adapters import decoder_adapters
@@ -50,6 +51,9 @@ NORM_NAMES = {
     "post_ffw_norm": "inner_post_norm",
     "output_norm": "final_norm",
 }
+
+
+Matrix = tuple[int, str, native.PackedMatrix]  # layer, role, weights
 
 
 class NativeEngine(Engine):
@@ -108,29 +112,31 @@ class NativeEngine(Engine):
         self.kv, self.activations = kv, activations
         self._layout = DecoderLayout(checkpoint, sizes)
         loader = _Loader(checkpoint, self.description, self._layout, self.context)
-        weights = loader.load()
+        self._weights, self._matrices = loader.load(), loader.matrices
         self.vocabulary = loader.vocabulary
         self.fingerprint = loader.fingerprint
         self._base_bytes = loader.weight_bytes
-        try:
-            self._decoder = native.Decoder(
-                _spec(self.description, self.vocabulary),
-                weights,
-                self.context,
-                CACHE_TYPES.index(kv),
-                activations == "int8",
-                threads or native.default_threads(),
-            )
-        except ValueError as error:
-            raise InputError(f"{checkpoint.path}: the files are not those of its configuration: {error}") from None
+        self._threads = threads or native.default_threads()
+        self._fused: tuple[str, ...] = ()
+        self._decoder = self._new_decoder()
         self._apply(chosen)
+
+    def _new_decoder(self) -> native.Decoder:
+        """A decoder over the weights, which it shares."""
+        spec, cache = _spec(self.description, self.vocabulary), CACHE_TYPES.index(self.kv)
+        try:
+            return native.Decoder(spec, self._weights, self.context, cache, self.activations == "int8", self._threads)
+        except ValueError as error:
+            raise InputError(f"{self._path}: the files are not those of its configuration: {error}") from None
 
     def set_adapters(self, adapters: Sequence[AdapterSource]) -> None:
         """Compute with these adapters instead of those so far; none gives the model itself again.
 
         Beside each adapted weight W, y = W x becomes y + sum of weight * scale * B (A x), in fp32 from activations that
-        are not rounded. The weights stay as they are, so this takes no longer than reading the adapters. The sequence
-        is forgotten: what is cached of its tokens was computed with other adapters. On an error nothing changes.
+        are not rounded. The weights stay as they are, so this takes no longer than reading the adapters. Adapters that
+        were trained for fused blocks (block-sum, merge-aware) are applied to a packed base as `fuse` writes them, bit
+        for bit: copies of these weights are made, and the base's own stay at hand. The sequence is forgotten: what is
+        cached of its tokens was computed with other adapters. On an error nothing changes.
 
         Args:
             adapters: `Adapter` or an adapter's folder, each alone or as (adapter, weight).
@@ -141,15 +147,35 @@ class NativeEngine(Engine):
         self._apply(choose_adapters(adapters, self._checkpoint))
 
     def _apply(self, chosen: tuple[Weighted, ...]) -> None:
-        factors = stacked_factors(chosen)
+        blocks = fused_weights(chosen, self._checkpoint, self._threads)
+        factors = stacked_factors(chosen, blocks)
         made = decoder_adapters(factors, self._layout, self.description.sizes.blocks)
+        matrices = {name: self._packed(name, packed) for name, packed in blocks.items()}
         try:
             self._decoder.set_adapters(made)
         except ValueError as error:
             raise InputError(f"{self._path}: {error}") from None
+        if matrices or self._fused:
+            for name in {*matrices, *self._fused}:
+                for layer, role, matrix in matrices.get(name, self._matrices[name]):
+                    self._weights.set_matrix(layer, role, matrix)
+            self._fused = tuple(matrices)
+            self._decoder = self._new_decoder()
+            self._decoder.set_adapters(made)
         self.adapters = chosen
         self.weight_bytes = self._base_bytes + sum(a.nbytes + b.nbytes for a, b in factors.values())
         self.tokens, self._logits = [], None
+
+    def _packed(self, name: str, blocks: np.ndarray) -> list[Matrix]:
+        """The decoder's matrices of a tensor, from its blocks."""
+        order, (layer, kind, _) = self._layout.row_order(name), self._layout.place(name)
+        columns, found = self._checkpoint.shape(name)[1], []
+        for role, rows in self._layout.roles(name, kind):
+            chosen = blocks[rows.start : rows.stop] if order is None else blocks[order[rows.start : rows.stop]]
+            matrix = native.PackedMatrix(self._checkpoint.stored_type(name), len(rows), columns)
+            matrix.fill(0, np.ascontiguousarray(chosen))
+            found.append((layer, role, matrix))
+        return found
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -249,6 +275,7 @@ class _Loader:
         self._hash = zlib.crc32(json.dumps(asdict(description), sort_keys=True).encode())
         self.vocabulary = 0
         self.weight_bytes = 0
+        self.matrices: dict[str, list[Matrix]] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -292,6 +319,7 @@ class _Loader:
             for role, rows in self._layout.roles(name, kind):
                 matrix = self._matrix(name, rows)
                 self._weights.set_matrix(layer, role, matrix)
+                self.matrices.setdefault(name, []).append((layer, role, matrix))
                 self.weight_bytes += matrix.bytes
         else:
             values = self._vector(name)

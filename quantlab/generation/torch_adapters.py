@@ -1,4 +1,4 @@
-"""Adapters beside the layers of a torch model: y = W x + B (A x), the update in fp32."""
+"""Adapters on a torch model: y = W x + B (A x), the update in fp32, or other blocks in packed layers."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ def add_adapters(model: PreTrainedModel, factors: Mapping[str, tuple[np.ndarray,
         module = model.get_submodule(name.removesuffix(".weight"))
         device = next(module.parameters()).device
         module.register_forward_hook(_Update(torch.from_numpy(a).to(device), torch.from_numpy(b).to(device)))
+
+
+def replace_blocks(model: PreTrainedModel, fused: Mapping[str, np.ndarray]) -> None:
+    """Put other blocks, uint8 [out, row_bytes], into packed layers."""
+    for name, blocks in fused.items():
+        weight = model.get_parameter(name)
+        weight.data = torch.from_numpy(blocks).to(weight.device)
 
 
 class _Update:
