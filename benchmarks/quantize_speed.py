@@ -19,14 +19,18 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from quantlab.cli.console import print_table
 
 from quantlab.checkpoint import TensorEntry
 from quantlab.checkpoint.export import export_checkpoint
 from quantlab.checkpoint.folder_writer import FolderWriter
+from quantlab.checkpoint.tensors import torch_dtype
 
 TOKENIZER = Path(__file__).parents[1] / "models" / "fable-9m"
 CONFIG = {
@@ -68,12 +72,12 @@ def main() -> None:
     print_results(results)
 
 
-def make_model(folder: Path) -> None:
-    """Random normal weights, standard deviation 0.02, and a real tokenizer."""
-    hidden, inner, vocabulary = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["vocab_size"]
-    keys = hidden // CONFIG["num_attention_heads"] * CONFIG["num_key_value_heads"]
+def make_model(folder: Path, config: Mapping[str, Any] = CONFIG, dtype: str = "F16") -> None:
+    """Random normal weights, standard deviation 0.02, stored as `dtype`, and a real tokenizer."""
+    hidden, inner, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    keys = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
     shapes = {"model.embed_tokens.weight": (vocabulary, hidden)}
-    for layer in range(CONFIG["num_hidden_layers"]):
+    for layer in range(config["num_hidden_layers"]):
         rows = {"q": hidden, "k": keys, "v": keys, "o": hidden}
         for name, size in rows.items():
             shapes[f"model.layers.{layer}.self_attn.{name}_proj.weight"] = (size, hidden)
@@ -82,13 +86,14 @@ def make_model(folder: Path) -> None:
         for name in ("input", "post_attention"):
             shapes[f"model.layers.{layer}.{name}_layernorm.weight"] = (hidden,)
     shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
-    entries = [TensorEntry(name, "F16", shape) for name, shape in shapes.items()]
+    entries = [TensorEntry(name, dtype, shape) for name, shape in shapes.items()]
     random = np.random.default_rng(0)
-    with FolderWriter(folder, entries, CONFIG) as writer:
+    with FolderWriter(folder, entries, config) as writer:
         writer.copy_companions(TOKENIZER)
         for entry in entries:
             values = random.standard_normal(entry.elements, dtype=np.float32) * np.float32(0.02)
-            writer.write_bytes(entry.name, values.astype(np.float16).view(np.uint8), entry)
+            weights = torch.from_numpy(values).to(torch_dtype(dtype)).reshape(entry.shape)
+            writer.write(entry.name, weights)
 
 
 def run_ours(source: Path, out: Path, threads: int) -> tuple[float, float]:
