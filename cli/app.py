@@ -14,6 +14,7 @@ from quantlab.cli import (
     inspect,
     perplexity,
     pretrain,
+    qat,
     quantize,
     report,
     verify,
@@ -35,7 +36,7 @@ app = typer.Typer(
 
 for command in (quantize.quantize, export.export, inspect.inspect, verify.verify, generate.generate,
                 perplexity.perplexity, compare.compare, report.report, evaluate.evaluate, bench.bench,
-                finetune.finetune, fuse.fuse, pretrain.pretrain):  # fmt: skip
+                finetune.finetune, fuse.fuse, qat.qat, pretrain.pretrain):  # fmt: skip
     app.command(no_args_is_help=False)(command)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from quantlab.checkpoint import Tokenizer
 from quantlab.training.sample import Sample
@@ -13,9 +14,24 @@ LOSS, NO_LOSS = "bold green", "dim"
 SERVING = {True: "same ids as serving", False: "other ids than serving", None: "no prompt"}
 
 
+@dataclass(frozen=True)
+class BatchView:
+    """What `--show-batch` shows: some samples, totals of all, and notes."""
+
+    samples: tuple[SampleView, ...]
+    totals: BatchTotals
+    notes: tuple[str, ...]
+
+
+def batch_view(samples: Sequence[Sample], tokenizer: Tokenizer, count: int, notes: Sequence[str] = ()) -> BatchView:
+    """The first `count` samples, and totals of all."""
+    return BatchView(tuple(describe_batch(samples[:count], tokenizer)), batch_totals(samples), tuple(notes))
+
+
 def print_batch(samples: Sequence[Sample], tokenizer: Tokenizer, count: int) -> None:
     """Show the first `count` samples, and totals of all."""
-    show_batch(describe_batch(samples[:count], tokenizer), batch_totals(samples))
+    view = batch_view(samples, tokenizer, count)
+    show_batch(view.samples, view.totals)
 
 
 def show_batch(views: Sequence[SampleView], totals: BatchTotals) -> None:

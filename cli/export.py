@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from quantlab.cli.console import human_bytes, print_json, print_notes, progress
 from quantlab.cli.options import Config, Json, Model
+
+if TYPE_CHECKING:
+    from quantlab.checkpoint.checkpoint import Checkpoint
 
 
 def export(
@@ -45,17 +48,28 @@ def export(
 
 def _export_adapter(adapter: str, base: str | None, out: Path, to: str, overwrite: bool, json: bool) -> None:
     from quantlab.adapters.gguf_adapter import export_adapter
-    from quantlab.adapters.peft_folder import base_of
     from quantlab.adapters.reading import read_adapter
-    from quantlab.checkpoint import open_checkpoint
     from quantlab.errors import InputError
 
     if to != "gguf" or out.suffix != ".gguf":
         raise InputError(f"{adapter}: is an adapter in Hugging Face form already; give --to gguf and a name in .gguf")
-    checkpoint = open_checkpoint(base or base_of(Path(adapter)))
-    result = export_adapter(read_adapter(adapter), checkpoint, out, overwrite=overwrite)
+    result = export_adapter(read_adapter(adapter), _base(adapter, base), out, overwrite=overwrite)
     if json:
         print_json(result)
         return
     scales = "" if result.lossless else f", scales folded into {result.tensors_changed} of them"
     print(f"adapter of {result.tensors} tensors{scales}, {human_bytes(result.bytes)}\nwritten: {out}")
+
+
+def _base(adapter: str, given: str | None) -> Checkpoint:
+    from quantlab.adapters.peft_folder import base_of
+    from quantlab.checkpoint import open_checkpoint
+    from quantlab.errors import InputError
+
+    if given is not None:
+        return open_checkpoint(given)
+    named = base_of(Path(adapter))
+    try:
+        return open_checkpoint(named)
+    except InputError as error:
+        raise InputError(f"{adapter}: the base that its files name cannot be opened ({error}); give --base") from None

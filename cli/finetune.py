@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from quantlab.cli.console import human_bytes, print_json, print_notes, progress, quiet_transformers, use_threads
-from quantlab.cli.options import Config, Json, Model, Threads
+from quantlab.cli.console import (
+    check_threads,
+    human_bytes,
+    print_json,
+    print_notes,
+    progress,
+    quiet_transformers,
+    use_threads,
+)
+from quantlab.cli.options import Config, Json, Model, PromptLayout, Threads
 
 if TYPE_CHECKING:
     from quantlab.training.finetune import FinetuneResult
@@ -85,14 +94,15 @@ def finetune(
     report_to: Annotated[str, typer.Option("--report-to", help="none, tensorboard or wandb.")] = "none",
     prompt_field: Annotated[str | None, typer.Option("--prompt-field", help="Rows' field for the prompt.")] = None,
     completion_field: Annotated[str | None, typer.Option("--completion-field", help="... for the completion.")] = None,
-    prompt_layout: Annotated[
-        str | None, typer.Option("--prompt-layout", help="Text around it, such as 'Question: {prompt}\\nAnswer:'.")
-    ] = None,
+    prompt_layout: PromptLayout = None,
     train_prompts: Annotated[bool, typer.Option("--train-prompts", help="Loss on prompts, too.")] = False,
     last_turn_only: Annotated[bool, typer.Option("--last-turn-only", help="Learn the last answer of a chat.")] = False,
     too_long: Annotated[str, typer.Option("--too-long", help="Rows beyond the context: error, cut or skip.")] = "error",
     template: Annotated[
         Path | None, typer.Option("--chat-template", help="File, instead of the model's own.", show_default=False)
+    ] = None,
+    end_token: Annotated[
+        str | None, typer.Option("--end-token", help="Ends texts, instead of the tokenizer's own, as '<|im_end|>'.")
     ] = None,
     show_batch: Annotated[
         bool, typer.Option("--show-batch", help="Print a batch, and which tokens are learnt.")
@@ -105,8 +115,9 @@ def finetune(
     json: Json = False,
 ) -> None:
     """Fine-tune a model: a LoRA on a float or quantized one, or all weights of a float one."""
-    use_threads(threads)
+    check_threads(threads)
     from quantlab.checkpoint.chat_text import read_template
+    from quantlab.errors import one_line
     from quantlab.training.finetune_settings import FinetuneSettings
     from quantlab.training.prepared import DataSettings
 
@@ -125,63 +136,78 @@ def finetune(
     )  # fmt: skip
     own_template = None if template is None else read_template(template)
     if show_batch:
-        _show_batch(model, data, rows, own_template, batch_size)
+        _show_batch(model, data, rows, own_template, end_token, batch_size, json)
         return
+    use_threads(threads)
     quiet_transformers()
     from quantlab.training import finetune as training
     from quantlab.training.failures import TrainingFailedError
+    from quantlab.training.surroundings import is_first_process
 
     try:
         with progress("training", "tokens") as report:
             result = training.finetune(
-                model, data, out, settings=settings, data_settings=rows, template=own_template, device=device,
-                resume=resume, overwrite=overwrite, progress=report,
+                model, data, out, settings=settings, data_settings=rows, template=own_template,
+                end_token=end_token, device=device, resume=resume, overwrite=overwrite, progress=report,
             )  # fmt: skip
     except (KeyboardInterrupt, SystemExit):
-        _say_how_to_resume(out)
+        say_how_to_resume(out)
         raise
     except TrainingFailedError as error:
-        print(f"quantlab: {error}", file=sys.stderr)
+        print(f"quantlab: {one_line(str(error))}", file=sys.stderr)
         raise typer.Exit(1) from None
-    _draw_loss(out, result.training_tokens // max(1, result.steps))
+    if not is_first_process():  # of several, one speaks
+        return
+    draw_loss(out, result.training_tokens // max(1, result.steps))
     if json:
         print_json(result)
     else:
         _print_result(result)
 
 
-def _show_batch(model: str, data: Path, rows: DataSettings, template: str | None, count: int) -> None:
-    from quantlab.cli.batch_view import print_batch
+def _show_batch(
+    model: str, data: Path, rows: DataSettings, template: str | None, end_token: str | None, count: int, json: bool
+) -> None:
+    from quantlab.cli.batch_view import batch_view, show_batch
 
     from quantlab.checkpoint import load_tokenizer
     from quantlab.checkpoint.chat_text import chat_template
     from quantlab.training.prepared import prepare_data
+    from quantlab.training.text_labels import with_end_token
 
     tokenizer = load_tokenizer(model)
+    if end_token is not None:
+        tokenizer = with_end_token(tokenizer, end_token)
     prepared = prepare_data(data, tokenizer, chat_template(model) if template is None else template, rows)
-    print_batch(prepared.train, tokenizer, count)
+    view = batch_view(prepared.train, tokenizer, count, prepared.notes)
+    if json:
+        print_json(view)
+        return
+    show_batch(view.samples, view.totals)
     print_notes(prepared.notes)
 
 
-def _say_how_to_resume(out: Path) -> None:
+def say_how_to_resume(out: Path) -> None:
+    """On stderr, if an interrupted run left something to go on with."""
     folder = out.with_name(out.name + ".training")
-    if folder.is_dir():
+    if folder.is_dir():  # it is gone where no checkpoint was complete
         print(
             f"note: checkpoints are kept in {folder}: the same command with --resume goes on from there",
             file=sys.stderr,
         )
 
 
-def _draw_loss(out: Path, tokens_per_step: int) -> None:
+def draw_loss(out: Path, tokens_per_step: int) -> None:
     """Put loss.png beside the adapter, if matplotlib is there; the figures are in training_log.json either way."""
     from quantlab.errors import InputError
     from quantlab.evaluation.plots import loss_curve
 
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its caches
     try:
         log = loads((out / "training_log.json").read_text(encoding="utf-8"))["log"]
         loss_curve(log, out / "loss.png", tokens_per_step)
-    except InputError as error:
-        print(f"no loss.png: {error}", file=sys.stderr)
+    except (InputError, OSError) as error:  # the result is complete without it
+        print(f"note: no loss.png: {error}", file=sys.stderr)
 
 
 def _print_result(result: FinetuneResult) -> None:
@@ -189,6 +215,8 @@ def _print_result(result: FinetuneResult) -> None:
     held_out = ""
     if result.eval_loss is not None:
         held_out = f", held out {result.eval_loss_before:.4f} -> {result.eval_loss:.4f} nats per labelled token"
+    if result.test_loss is not None:
+        held_out += f"; test {result.test_loss:.4f}"
     print(
         f"{result.method}: {result.trainable_parameters / 1e3:.1f} k of {result.parameters / 1e6:.1f} M parameters "
         f"trained ({share:.2f} %)\n"

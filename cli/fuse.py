@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from quantlab.cli.console import check_threads, human_bytes, print_json, print_notes, print_table, progress
-from quantlab.cli.options import Config, Json, Model, Threads, weighted_adapters
+from quantlab.cli.options import Config, Json, Model, PromptLayout, Threads, weighted_adapters
 
 if TYPE_CHECKING:
+    from quantlab.adapters.fuse import FusedTensor
     from quantlab.calibration.fuse import FuseReport
+    from quantlab.evaluation.recovery import Recovery
+    from quantlab.training.prepared import DataSettings
+
+
+@dataclass(frozen=True)
+class Fused:
+    """`FuseReport`, with what `--recovery` measured."""
+
+    exact: bool
+    tensors: tuple[FusedTensor, ...]
+    bytes: int
+    seconds: float
+    notes: tuple[str, ...]
+    undo: str | None
+    recovery: Recovery | None
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,20 @@ def fuse(
     calibration: Annotated[
         Path | None, typer.Option("--calibration", help="Text for that, or .jsonl.", show_default="bundled text")
     ] = None,
+    recovery: Annotated[
+        Path | None,
+        typer.Option(
+            "--recovery", help="Held-out rows or text: report which share of the gain is left.", show_default=False
+        ),
+    ] = None,
+    context: Annotated[int, typer.Option("--context", help="Of --recovery: most tokens of a sample.")] = 512,
+    prompt_field: Annotated[
+        str | None, typer.Option("--prompt-field", help="... its rows' field for the prompt.")
+    ] = None,
+    completion_field: Annotated[
+        str | None, typer.Option("--completion-field", help="... and for the completion.")
+    ] = None,
+    prompt_layout: PromptLayout = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
     threads: Threads = None,
     config: Config = None,
@@ -53,10 +84,20 @@ def fuse(
     from quantlab.calibration.samples import request_of
 
     options = None if calibration is None else CalibrationOptions(request=request_of(calibration, None, None, 0))
+    chosen = weighted_adapters([adapter, *(adapters or [])])
+    rows = None
+    if recovery is not None:
+        from quantlab.training.data_files import find_data
+        from quantlab.training.prepared import DataSettings
+
+        find_data(recovery)  # a wrong name is told of before any work
+        rows = DataSettings(
+            context, prompt_field=prompt_field, completion_field=completion_field, prompt_layout=prompt_layout
+        )
     with progress("fusing", "weights") as report:
         result = fuse_adapter(
             model,
-            weighted_adapters([adapter, *(adapters or [])]),
+            chosen,
             out,
             method=method,
             calibration=options,
@@ -64,10 +105,32 @@ def fuse(
             threads=threads,
             progress=report,
         )
+    left = None if recovery is None else _measured(model, chosen, out, recovery, rows, threads)
     if json:
-        print_json(result)
-    else:
-        _print_result(result, out)
+        print_json(Fused(**vars(result), recovery=left))
+        return
+    _print_result(result, out)
+    if left is not None:
+        print(
+            f"recovery: {left.recovery:.4f} ({left.low:.4f} to {left.high:.4f}) of the gain: {left.loss_base:.4f} -> "
+            f"{left.loss_adapter:.4f} with the adapter, {left.loss_fused:.4f} fused; nats per token, "
+            f"{left.samples} samples"
+        )
+
+
+def _measured(
+    model: str,
+    adapters: Sequence[tuple[Path, float]],
+    out: Path,
+    data: Path,
+    rows: DataSettings | None,
+    threads: int | None,
+) -> Recovery:
+    from quantlab.evaluation.recovery import measure_recovery
+
+    assert rows is not None
+    with progress("scoring", "samples") as report:
+        return measure_recovery(model, list(adapters), out, data, settings=rows, threads=threads, progress=report)
 
 
 def _undo(model: str, adapter: str, more: list[str] | None, out: Path, overwrite: bool, json: bool) -> None:

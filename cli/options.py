@@ -61,6 +61,10 @@ def _weighted_adapter(text: str, option: str) -> tuple[Path, float]:
     return Path(folder), weight
 
 
+def _with_line_breaks(text: str | None) -> str | None:
+    return None if text is None else text.replace("\\n", "\n")
+
+
 ENGINES = ("auto", "native", "torch")
 
 Model = Annotated[str, typer.Argument(help="Model folder, GGUF file or hub id.", show_default=False)]
@@ -86,5 +90,13 @@ Config = Annotated[
 Engine = Annotated[str, typer.Option("--engine", help="auto, native or torch.", callback=_check_engine)]
 Windows = Annotated[
     str, typer.Option("--windows", help="documents, or llama: contexts as llama.cpp's llama-perplexity cuts them.")
+]
+PromptLayout = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt-layout",
+        help=r"Text around a prompt, such as 'Question: {prompt}\nAnswer:'; \n is a line break.",
+        callback=_with_line_breaks,
+    ),
 ]
 Activations = Annotated[str, typer.Option("--activations", help="f32, or int8 as generation has it (native engine).")]

@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from quantlab.training.finetune import finetune
     from quantlab.training.finetune_settings import FinetuneSettings
     from quantlab.training.pretrain import pretrain
+    from quantlab.training.qat import qat
+    from quantlab.training.qat_settings import QatSettings
 
 _HOMES = {
     "FORMATS": "quantlab.formats",
     "FinetuneSettings": "quantlab.training.finetune_settings",
     "InputError": "quantlab.errors",
+    "QatSettings": "quantlab.training.qat_settings",
     "Recipe": "quantlab.formats",
     "SamplingParams": "quantlab.generation.sampling",
     "compare": "quantlab.evaluation.compare",
@@ -41,6 +44,7 @@ _HOMES = {
     "open_checkpoint": "quantlab.checkpoint",
     "perplexity": "quantlab.evaluation.perplexity",
     "pretrain": "quantlab.training.pretrain",
+    "qat": "quantlab.training.qat",
     "quantize_checkpoint": "quantlab.calibration.quantize",
     "read_adapter": "quantlab.adapters.reading",
 }
@@ -49,6 +53,7 @@ __all__ = [
     "FORMATS",
     "FinetuneSettings",
     "InputError",
+    "QatSettings",
     "Recipe",
     "SamplingParams",
     "compare",
@@ -61,6 +66,7 @@ __all__ = [
     "open_checkpoint",
     "perplexity",
     "pretrain",
+    "qat",
     "quantize_checkpoint",
     "read_adapter",
 ]

@@ -52,12 +52,14 @@ class Training:
         regrid: merge-aware: whether scales were computed anew in training, too.
         levels: merge-aware: the number of codes in use where it was not the format's own.
         device: of the training: only a "cpu"'s arithmetic can be repeated bit by bit.
+        vocabulary: tokens that the base has ids for; 0 where nobody recorded it.
     """
 
     base: str = ""
     regrid: bool = False
     levels: int | None = None
     device: str = ""
+    vocabulary: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,13 @@ def check_fits(adapter: Adapter, checkpoint: Checkpoint) -> None:
     """Refuse an adapter that was made for another model.
 
     Raises:
-        InputError: tensors that the checkpoint lacks, or has in another shape; the message lists them.
+        InputError: tensors that the checkpoint lacks, or has in another shape; the message lists them. Or its
+            vocabulary is another.
     """
     faults = []
+    trained, size = adapter.training.vocabulary, checkpoint.config.get("vocab_size")
+    if trained and isinstance(size, int) and size != trained:
+        faults.append(f"{size} tokens are in its vocabulary, the adapter's base has {trained}")
     names = set(checkpoint.names)
     for name, pair in adapter.pairs.items():
         if name not in names:

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from quantlab.adapters.adapter import Adapter, LowRankPair, check_fits
+from quantlab.adapters.reading import check_not_around
 from quantlab.checkpoint.atomic import atomic_file
 from quantlab.checkpoint.checkpoint import Checkpoint
+from quantlab.checkpoint.export import check_outside
 from quantlab.errors import InputError
 
 
@@ -36,10 +38,13 @@ def export_adapter(adapter: Adapter, base: Checkpoint, out: Path, *, overwrite: 
         base: the model that it was trained on, whose configuration tells the order of rows in GGUF.
 
     Raises:
-        InputError: the adapter does not fit the base, is a DoRA, or adapts what has no name in GGUF; `out` exists.
+        InputError: the adapter does not fit the base, is a DoRA, or adapts what has no name in GGUF; `out` exists, or
+            is the base or the adapter itself.
     """
     import gguf
 
+    check_outside(base, out)
+    check_not_around(adapter.path, out)
     check_fits(adapter, base)
     if adapter.has_magnitudes:
         raise InputError(f"{adapter.path}: is a DoRA, which GGUF adapters cannot hold; fuse it and export the model")

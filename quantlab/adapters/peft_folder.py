@@ -31,6 +31,7 @@ WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 HEADER_KEY = "quantlab"
 PREFIX = "base_model.model."
+LARGEST_SCALE = float(np.finfo(np.float32).max)
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B|magnitude_vector)(\.weight)?")
 
 
@@ -124,6 +125,8 @@ def _pair(folder: Path, module: str, parts: Mapping[str, np.ndarray], config: Ma
         raise InputError(f"{folder / WEIGHTS}: {module}: its magnitude vector and use_dora in {CONFIG} disagree")
     alpha = _by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
     scale = alpha / math.sqrt(len(a)) if config.get("use_rslora") else alpha / len(a)
+    if not abs(scale) <= LARGEST_SCALE:
+        raise InputError(f"{folder / CONFIG}: {module}: a scale of {scale:g} is beyond single precision; damaged")
     return LowRankPair(a, b, scale, magnitude)
 
 
@@ -134,6 +137,8 @@ def _by_pattern(patterns: Mapping[str, float] | None, module: str, default: floa
             matches = re.match(rf"(.*\.)?({key})$", module) is not None
         except re.error:
             raise InputError(f"alpha_pattern {key!r} is no regular expression") from None
+        if matches and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise InputError(f"alpha_pattern {key!r}: {value!r} is no number")
         if matches:
             return float(value)
     return float(default)
@@ -148,9 +153,14 @@ def _note(file: SafetensorsFile) -> dict[str, Any]:
         note = parse_json(file.metadata[HEADER_KEY].encode())
     except (ValueError, RecursionError):
         note = None
-    if not isinstance(note, dict) or note.get("method") not in METHODS:
+    if not isinstance(note, dict) or not _is_sound(note):
         raise InputError(f"{file.path}: its quantlab note is damaged, or a newer version's; upgrade quantlab")
     return {key: value for key, value in note.items() if key in known}
+
+
+def _is_sound(note: Mapping[str, Any]) -> bool:
+    kinds = {"base": str, "regrid": bool, "device": str, "levels": int | None, "vocabulary": int}
+    return note.get("method") in METHODS and all(isinstance(note[key], kinds[key]) for key in kinds if key in note)
 
 
 def _check_block_constant(adapter: Adapter) -> None:

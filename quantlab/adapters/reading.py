@@ -16,11 +16,30 @@ def read_adapter(path: str | Path) -> Adapter:
         InputError: there is none, or it is damaged or of a kind that is not supported.
     """
     path = Path(path)
+    check_folder(path)
+    return read_peft_folder(path)
+
+
+def check_folder(path: Path) -> None:
+    """Refuse what can be no adapter.
+
+    Raises:
+        InputError: it is not there, or no folder.
+    """
     if not path.exists():
         raise InputError(f"{path}: no such adapter; give the folder that holds adapter_config.json")
     if not path.is_dir():
         raise InputError(f"{path}: is no folder; give the one that holds adapter_config.json")
-    return read_peft_folder(path)
+
+
+def check_not_around(adapter: Path, out: Path) -> None:
+    """Refuse a destination whose replacement would take the adapter with it.
+
+    Raises:
+        InputError: `out` is the adapter's folder, or one around it.
+    """
+    if out.exists() and adapter.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"{out}: is the adapter itself, or a folder around it; choose another name")
 
 
 def is_adapter(path: str | Path) -> bool:

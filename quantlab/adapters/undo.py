@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from quantlab.adapters.reading import check_folder
 from quantlab.checkpoint.atomic import atomic_file
 from quantlab.checkpoint.checkpoint import Checkpoint
 from quantlab.checkpoint.checksums import model_digest
@@ -39,11 +40,11 @@ def check_can_keep(adapter: Path) -> None:
 
 def keep_minimums(adapter: Path, fused: Checkpoint, minimums: Mapping[str, np.ndarray]) -> Path:
     """Write the replaced minima, float16 [out, blocks a row] by weight, beside the adapter."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     file = undo_file(adapter, model_digest(fused))
     with atomic_file(file, replace=True) as temporary:
-        save_file(dict(minimums), temporary)
+        temporary.write_bytes(save(dict(minimums)))  # save_file's errors on a full disk are not the system's
     return file
 
 
@@ -56,6 +57,7 @@ def write_undone(fused: Checkpoint, adapter: Path, out: Path, *, overwrite: bool
     Raises:
         InputError: nothing is kept of this very model, or it does not fit; `out` exists or cannot be written.
     """
+    check_folder(adapter)
     file = undo_file(adapter, model_digest(fused))
     if not file.is_file():
         raise InputError(

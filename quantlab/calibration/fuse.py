@@ -19,13 +19,14 @@ from quantlab.adapters.fuse import (
     write_fused,
 )
 from quantlab.adapters.fusing import fusion_for, packed_bytes
+from quantlab.adapters.reading import check_not_around
 from quantlab.adapters.undo import check_can_keep, keep_minimums, write_undone
 from quantlab.calibration.calibrated import CalibrationOptions
 from quantlab.calibration.quantize import quantize_checkpoint
 from quantlab.checkpoint.checkpoint import Checkpoint
 from quantlab.checkpoint.checksums import model_digest
 from quantlab.checkpoint.expected_shapes import check_shapes
-from quantlab.checkpoint.export import check_outside, packed_config
+from quantlab.checkpoint.export import check_beside, packed_config
 from quantlab.checkpoint.reader import open_checkpoint
 from quantlab.checkpoint.writer import open_writer
 from quantlab.errors import InputError
@@ -74,9 +75,11 @@ def fuse_adapter(
     """
     started = time.monotonic()
     checkpoint = open_checkpoint(model)
-    check_outside(checkpoint, out)
+    check_beside(checkpoint, out)
     check_shapes(checkpoint)
     chosen = weighted_adapters(adapters)
+    for adapter, _ in chosen:
+        check_not_around(adapter.path, out)
     again = packed_again(checkpoint, chosen)
     if again:
         tensors = _quantized_again(checkpoint, chosen, out, again, method, calibration, overwrite, threads, progress)
@@ -100,7 +103,8 @@ def undo_fuse(model: str | Path, adapter: str | Path, out: Path, *, overwrite: b
         InputError: nothing is kept of this model beside the adapter.
     """
     checkpoint = open_checkpoint(model)
-    check_outside(checkpoint, out)
+    check_beside(checkpoint, out)
+    check_not_around(Path(adapter), out)
     return tuple(write_undone(checkpoint, Path(adapter), out, overwrite=overwrite))
 
 

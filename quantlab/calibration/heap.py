@@ -1,6 +1,6 @@
-"""glibc's heap, kept from holding on to what has been freed: with many threads that come and go it would keep the most
-that each of them ever used, and between small pieces that stay it keeps the holes that large ones left. Elsewhere nothing
-is done.
+"""glibc's heap, kept from holding on to what has been freed: with many threads that come and go it would keep the
+most that each of them ever used, and between small pieces that stay it keeps the holes that large ones left. Elsewhere
+nothing is done.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def share_heaps() -> None:
 def return_large_pieces() -> None:
     """Let pieces from 1 MB on go back to the system when they are freed. Holds for the whole process.
 
-    glibc raises that bound to 32 MB as pieces are freed. A training step's activations lie between checkpoints that stay,
-    so that on a model of 1.1 B parameters its peak was 2.6 GB instead of 1.4.
+    glibc raises that bound to 32 MB as pieces are freed. A training step's activations lie between checkpoints that
+    stay, so that on a model of 1.1 B parameters its peak was 2.6 GB instead of 1.4.
     """
     _set(_MMAP_THRESHOLD, LARGE)
 

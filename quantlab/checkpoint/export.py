@@ -96,6 +96,18 @@ def check_outside(checkpoint: Checkpoint, out: Path) -> None:
         raise InputError(f"{out}: is the model itself, or a folder around it; choose another name")
 
 
+def check_beside(checkpoint: Checkpoint, out: Path) -> None:
+    """Like `check_outside`, and refuse a destination within the model's folder too: its files are not to change.
+
+    Raises:
+        InputError: it is the model, around it, or in it.
+    """
+    check_outside(checkpoint, out)
+    folder = checkpoint.path.resolve()
+    if folder.is_dir() and out.resolve().is_relative_to(folder):
+        raise InputError(f"{out}: lies in the model's folder {checkpoint.path}; choose another place")
+
+
 def packed_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """config.json with the recipe of a packed checkpoint, which a GGUF file keeps in its tensor list."""
     config = {**checkpoint.config, "tie_word_embeddings": checkpoint.tied}

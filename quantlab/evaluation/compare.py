@@ -10,11 +10,12 @@ import numpy as np
 
 from quantlab.adapters.combine import Source as AdapterSource
 from quantlab.checkpoint import Tokenizer, load_tokenizer
+from quantlab.checkpoint.same_vocabulary import check_same_vocabulary
 from quantlab.divergence import TokenDivergence, compare_logits, mean_and_stderr, perplexity_of
 from quantlab.errors import InputError
 from quantlab.evaluation.overlap import warn_of_overlap
 from quantlab.evaluation.perplexity import check_finite
-from quantlab.evaluation.same_tokenizer import check_same_vocabulary, check_same_windows
+from quantlab.evaluation.same_tokenizer import check_same_windows
 from quantlab.evaluation.scorers import Scorer, default_cache, open_scorer
 from quantlab.evaluation.windows import Window, windows_of
 from quantlab.evaluation.worst_tokens import WorstToken, worst_tokens

@@ -85,7 +85,8 @@ def measure_recovery(
             losses.append(sample_loss(scorer, sample))
         found.append(np.array(losses))
     tokens = np.array([len(sample.trained) for sample in samples])
-    return recovery_of(*found, tokens)
+    base, adapter, left = found
+    return recovery_of(base, adapter, left, tokens)
 
 
 def sample_loss(scorer: Scorer, sample: Sample) -> float:
@@ -119,6 +120,6 @@ def recovery_of(base: np.ndarray, adapter: np.ndarray, fused: np.ndarray, tokens
     if total and count > 1:
         residuals = kept - ratio * gained
         error = math.sqrt(count / (count - 1) * float(np.square(residuals).sum())) / abs(total)
-    losses = [float(part.sum() / tokens.sum()) for part in (base, adapter, fused)]
+    of_base, of_adapter, of_fused = (float(part.sum() / tokens.sum()) for part in (base, adapter, fused))
     reach = NORMAL_QUANTILE * error
-    return Recovery(ratio, ratio - reach, ratio + reach, *losses, samples=count, tokens=int(tokens.sum()))
+    return Recovery(ratio, ratio - reach, ratio + reach, of_base, of_adapter, of_fused, count, int(tokens.sum()))

@@ -173,7 +173,7 @@ class _ScaledLinear(torch.autograd.Function):
         if needs_bias:
             for_bias = rows.sum(dim=0)
         scales: list[torch.Tensor | None] = [None, None, None]
-        if needs_d:
+        if needs_d or needs_m or needs_latent:
             columns = x.reshape(-1, x.shape[-1])
             step = max(1, GRADIENT_CHUNK // columns.shape[1])
             parts = [

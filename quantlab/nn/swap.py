@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from quantlab.formats import Recipe
+from quantlab.formats import BlockFormat, Recipe
 from quantlab.nn.embedding import QuantEmbedding
+from quantlab.nn.fake_quant import FakeQuantEmbedding, FakeQuantLinear
 from quantlab.nn.linear import QuantLinear
 
 if TYPE_CHECKING:
@@ -77,8 +79,12 @@ def _replacement(module: nn.Module, name: str, recipe: Recipe, tied_source: str 
     )
 
 
+def _embedding_scale(module: nn.Embedding) -> float | None:
+    return getattr(module, "scalar_embed_scale", None) if type(module).__name__ in SCALED_EMBEDDINGS else None
+
+
 def _packed_embedding(module: nn.Embedding, name: str, recipe: Recipe) -> QuantEmbedding | None:
-    scale = getattr(module, "scalar_embed_scale", None) if type(module).__name__ in SCALED_EMBEDDINGS else None
+    scale = _embedding_scale(module)
     format = recipe.format_for(name, (module.num_embeddings, module.embedding_dim))
     if format is None or (scale is None and type(module) is not nn.Embedding):
         return None
@@ -91,6 +97,50 @@ def _packed_embedding(module: nn.Embedding, name: str, recipe: Recipe) -> QuantE
         dtype=module.weight.dtype,
         device=module.weight.device,
     )
+
+
+def fake_quantize_modules(
+    model: PreTrainedModel,
+    formats: Mapping[str, BlockFormat],
+    *,
+    activations: str = "float",
+    dtype: torch.dtype | None = None,
+) -> list[str]:
+    """Replace, in place, every module whose weight has a format by one that packs its float weight for every product.
+
+    Parameters stay the same objects, tied ones tied: a head that is tied to the embedding takes the embedding's format.
+
+    Args:
+        formats: by the weights' full names; levels count.
+        activations: of linear layers.
+        dtype: of the embedding's output; that of its weight if not given.
+
+    Returns:
+        The names of the replaced modules.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    swapped = []
+    for name, module in list(model.named_modules()):
+        full = _full_name(model, name)
+        format = formats.get(_tied_source(model, module) or full)
+        if format is None:
+            continue
+        replacement: nn.Module
+        if type(module) is nn.Linear or isinstance(module, Conv1D):
+            replacement = FakeQuantLinear(
+                module, format, transposed=isinstance(module, Conv1D), activations=activations, name=full
+            )
+        elif isinstance(module, nn.Embedding):
+            scale = _embedding_scale(module)
+            if scale is None and type(module) is not nn.Embedding:
+                continue
+            replacement = FakeQuantEmbedding(module, format, scale=scale, dtype=dtype, name=full)
+        else:
+            continue
+        model.set_submodule(name, replacement)
+        swapped.append(name)
+    return swapped
 
 
 def restore_modules(model: PreTrainedModel, dtype: torch.dtype) -> None:

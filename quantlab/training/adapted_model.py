@@ -95,7 +95,9 @@ def with_adapter(
         config._register_custom_module({QuantLinear: functools.partial(FusedLoraLinear, fusion=fusion)})
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # peft turns it as the layer needs
-        return get_peft_model(model, config, adapter_name=ADAPTER)
+        adapted = get_peft_model(model, config, adapter_name=ADAPTER)
+    adapted.peft_config[ADAPTER].base_model_name_or_path = ""  # else peft asks the hub for it at every checkpoint
+    return adapted
 
 
 def _short_names(checkpoint: Checkpoint, modules: list[str]) -> list[str]:

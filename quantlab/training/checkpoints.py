@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 MARKER = "complete"
@@ -24,6 +25,13 @@ def newest_complete(folder: Path) -> Path | None:
     """The marked checkpoint of the most steps in the Trainer's output folder."""
     found = [path for path in folder.glob("checkpoint-*") if (path / MARKER).is_file() and step_of(path) is not None]
     return max(found, key=lambda path: step_of(path) or 0, default=None)
+
+
+def remove_incomplete(folder: Path) -> None:
+    """Free what unmarked checkpoints take, as a full disk leaves them."""
+    for path in folder.glob("checkpoint-*"):
+        if not (path / MARKER).exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def step_of(checkpoint: Path) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import resource
 import shutil
 import sys
@@ -15,18 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from quantlab.adapters.adapter import Training
 from quantlab.adapters.peft_folder import write_adapter_files
+from quantlab.calibration.heap import return_large_pieces
 from quantlab.checkpoint import TensorEntry, load_tokenizer, open_checkpoint, open_writer
 from quantlab.checkpoint.atomic import atomic_folder
 from quantlab.checkpoint.chat_text import chat_template
 from quantlab.checkpoint.checkpoint import Checkpoint
 from quantlab.checkpoint.checksums import model_digest
-from quantlab.checkpoint.export import check_outside
+from quantlab.checkpoint.export import check_beside
 from quantlab.errors import InputError
 from quantlab.training.adapted_model import check_base, fusion_of, peft_config_fields, trained_adapter, with_adapter
 from quantlab.training.checkpoints import newest_complete, step_of
-from quantlab.training.failures import TrainingFailedError
 from quantlab.training.finetune_settings import CHECKPOINTING_FROM, FinetuneSettings
+from quantlab.training.finetune_work import CHECKPOINTS, check_folders, check_same_run, explained, tidy, work_of
 from quantlab.training.prepared import DataSettings, PreparedData, prepare_data
+from quantlab.training.surroundings import check_packages, chosen_device, is_first_process, refuse_sharding_on_cpu
+from quantlab.training.text_labels import with_end_token
 
 if TYPE_CHECKING:
     from quantlab.training.batches import SampleSet
@@ -34,19 +38,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 LOG = "training_log.json"
+LOGGERS_FOLDER = "runs"  # transformers' name for tensorboard's files
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
     """Losses are nats per labelled token: `train_loss` the last logged mean, `eval_loss` of the held-out rows with the
-    weights that were written, `eval_loss_before` of the model as it came; None without held-out rows. `adapter` is the
-    folder that was written. Tokens count whether they carry loss or not, padding excepted.
+    weights that were written, `eval_loss_before` of the model as it came, `test_loss` of the folder's test file; None
+    without such rows. `adapter` is the folder that was written. Tokens count whether they carry loss or not, padding
+    excepted.
     """
 
     steps: int
     train_loss: float
     eval_loss: float | None
     eval_loss_before: float | None
+    test_loss: float | None
     trainable_parameters: int
     parameters: int
     training_tokens: int
@@ -67,16 +74,18 @@ class _Run:
     work: Path
     digest: str
     device: str
+    base: str
 
 
 def finetune(
     model: str | Path,
-    data: Path,
-    out: Path,
+    data: str | Path,
+    out: str | Path,
     *,
     settings: FinetuneSettings | None = None,
     data_settings: DataSettings | None = None,
     template: str | None = None,
+    end_token: str | None = None,
     device: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
@@ -91,88 +100,94 @@ def finetune(
         model: folder, GGUF file or hub id; a quantized one makes it QLoRA, and its blocks stay as they are.
         data: file or folder, see `prepared`.
         template: a chat template instead of the model's own.
+        end_token: a token to end texts with, such as "<|im_end|>", instead of the tokenizer's own.
         device: "auto" (an accelerator if there is one), "cpu", or torch's name of a device.
         overwrite: whether an existing `out` may be replaced.
 
     Raises:
-        InputError: wrong settings, model or data; an existing `out`; unfinished work in `<out>.training` without
-            `resume`, or of another run.
-        TrainingFailedError: the loss became NaN, or the accelerator's memory is too small.
+        InputError: wrong settings, model or data; a package that is not installed; an existing `out`; unfinished work
+            in `<out>.training` without `resume`, or of another run.
+        TrainingFailedError: the loss became NaN, or memory or the disk is too small.
     """
-    settings = settings or FinetuneSettings()
+    settings, data, out = settings or FinetuneSettings(), Path(data), Path(out)
+    check_packages(settings)
+    work = work_of(out)
     checkpoint = open_checkpoint(model)
-    check_outside(checkpoint, out)
+    check_beside(checkpoint, out)
     modules = check_base(checkpoint, settings)
-    _check_context(checkpoint, settings)
-    work = out.with_name(out.name + ".training")
-    _check_folders(out, work, resume, overwrite)
-    template = chat_template(model) if template is None else template
-    prepared = prepare_data(
-        data, load_tokenizer(model), template, data_settings or DataSettings(context=settings.context, held_out=None)
+    check_context(checkpoint, settings)
+    check_folders(data, out, work, resume, overwrite)
+    data_settings = data_settings or DataSettings(context=settings.context, held_out=None)
+    prepared = prepared_rows(model, data, data_settings, template, end_token)
+    check_held_out(settings, prepared)
+    run = _Run(
+        checkpoint, modules, settings, prepared, work, model_digest(checkpoint), chosen_device(device), _name(model)
     )
-    digest = model_digest(checkpoint)
-    run = _Run(checkpoint, modules, settings, prepared, work, digest, _chosen_device(device))
-    _refuse_sharding_on_cpu(run.device)
-    fresh = not work.exists()
-    _check_same_run(run)
+    refuse_sharding_on_cpu(run.device)
+    check_same_run(work, _identity(run))
     try:
         return _train(run, model, out, overwrite, progress)
-    except InputError:  # refused: there is nothing to resume
-        if fresh:
-            shutil.rmtree(work, ignore_errors=True)
+    except BaseException as error:
+        failure = explained(error, work) if isinstance(error, Exception) else None
+        tidy(work)
+        if failure is not None:
+            raise failure from None
         raise
 
 
-def _check_context(checkpoint: Checkpoint, settings: FinetuneSettings) -> None:
+def _name(model: str | Path) -> str:
+    """What adapter_config.json calls the base: a place that holds in any folder, or a hub id."""
+    path = Path(model).expanduser()
+    return os.path.abspath(path) if path.exists() else str(model)  # noqa: PTH100 links keep their names
+
+
+def prepared_rows(
+    model: str | Path, data: Path, settings: DataSettings, template: str | None, end_token: str | None
+) -> PreparedData:
+    """`prepare_data` with the model's tokenizer, and its chat template and end token or the given ones."""
+    tokenizer = load_tokenizer(model)
+    known = tokenizer.eos
+    if end_token is not None:
+        tokenizer = with_end_token(tokenizer, end_token)
+    prepared = prepare_data(data, tokenizer, chat_template(model) if template is None else template, settings)
+    if not tokenizer.eos <= known:
+        prepared.notes.append(
+            f"texts end with {end_token!r} in training, and {model} does not stop there by itself: "
+            f"name it as eos_token_id in its generation_config.json, or generate with --stop"
+        )
+    return prepared
+
+
+def check_context(checkpoint: Checkpoint, settings: FinetuneSettings) -> None:
+    """Refuse samples longer than the model's positions.
+
+    Raises:
+        InputError: they are.
+    """
     limit = checkpoint.config.get("max_position_embeddings", checkpoint.config.get("n_positions"))
     if isinstance(limit, int) and settings.context > limit:
         raise InputError(f"--context {settings.context}: the model has {limit} positions")
 
 
-def _check_folders(out: Path, work: Path, resume: bool, overwrite: bool) -> None:
-    if out.exists() and not overwrite:
-        raise InputError(f"{out}: exists already; choose another name or pass --overwrite")
-    if work.exists() and not resume and _is_first():
-        raise InputError(f"{work}: holds an unfinished run; go on with --resume, or remove the folder")
+def check_held_out(settings: FinetuneSettings, data: PreparedData) -> None:
+    """Refuse to stop early by rows that are not there.
+
+    Raises:
+        InputError: none are held out.
+    """
+    if settings.early_stopping is not None and not data.valid:
+        raise InputError(
+            "--early-stopping: no rows are held out to judge by; give --eval-split, or a folder with a valid file"
+        )
 
 
-def _is_first() -> bool:
-    """Whether this is the only process, or the first of them, the one that writes."""
-    import os
-
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def _chosen_device(device: str) -> str:
-    import torch
-
-    if device == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return "cpu" if accelerator is None else accelerator.type
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise InputError(f"--device {device}: choose auto, cpu, or an accelerator such as cuda") from None
-    if kind != "cpu" and not torch.accelerator.is_available():
-        raise InputError(f"--device {device}: torch finds no accelerator here; choose cpu")
-    return kind
-
-
-def _refuse_sharding_on_cpu(device: str) -> None:
-    """accelerate would leave it out without a word."""
-    import os
-
-    if device == "cpu" and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes"):
-        raise InputError("FSDP shards a model over accelerators only; on CPUs several processes share the data instead")
-
-
-def _check_same_run(run: _Run) -> None:
-    """Note what the run is made of when it starts; refuse to resume it with anything else, which would change it."""
+def _identity(run: _Run) -> dict[str, Any]:
+    """What a resumed run must have in common with the one that began."""
     import torch
 
     from quantlab.training.trainer import processes
 
-    identity = {
+    return {
         "model": run.digest,
         "data": run.data.digest,
         "settings": dataclasses.asdict(run.settings),
@@ -180,21 +195,6 @@ def _check_same_run(run: _Run) -> None:
         "processes": processes(),
         "device": run.device,
     }
-    note = run.work / "run.json"
-    if note.exists():
-        try:
-            recorded = json.loads(note.read_text(encoding="utf-8"))
-        except ValueError:
-            recorded = {}
-        if changed := [key for key, value in identity.items() if recorded.get(key) != value]:
-            raise InputError(
-                f"{run.work}: holds a run with another {', '.join(changed)}; resume with that, or remove the folder"
-            )
-    elif _is_first():
-        run.work.mkdir(parents=True, exist_ok=True)
-        partial = note.with_suffix(".partial")
-        partial.write_text(json.dumps(identity), encoding="utf-8")
-        partial.replace(note)
 
 
 def _train(run: _Run, source: str | Path, out: Path, overwrite: bool, progress: Progress | None) -> FinetuneResult:
@@ -204,34 +204,43 @@ def _train(run: _Run, source: str | Path, out: Path, overwrite: bool, progress: 
 
     set_seed(run.settings.seed)
     model = _model(run, source)
-    newest = newest_complete(run.work / "checkpoints")
+    newest = newest_complete(run.work / CHECKPOINTS)
     trainer = _trainer(run, model, newest is None, progress)
-    summary = _run_trainer(trainer, newest, run.work)
+    summary = trainer.train(resume_from_checkpoint=None if newest is None else str(newest)).metrics
     after = trainer.evaluate()["eval_loss"] if run.data.valid else None
+    tested = _test_loss(trainer, run.data)
     history = trainer.state.log_history
     losses, evaluations = losses_of(history, "loss"), losses_of(history, "eval_loss")
     first_step = 0 if newest is None else step_of(newest) or 0
-    tokens = _step_tokens(trainer) * trainer.state.global_step
+    tokens = step_tokens(trainer) * trainer.state.global_step
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
     result = FinetuneResult(
         steps=trainer.state.global_step,
         train_loss=losses[-1] if losses else summary["train_loss"],
         eval_loss=after,
         eval_loss_before=evaluations[0] if evaluations else None,
+        test_loss=tested,
         trainable_parameters=sum(trained),
         parameters=run.checkpoint.parameters,
         training_tokens=int(tokens),
-        tokens_per_second=_step_tokens(trainer) * (trainer.state.global_step - first_step) / summary["train_runtime"],
+        tokens_per_second=step_tokens(trainer) * (trainer.state.global_step - first_step) / summary["train_runtime"],
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         adapter=str(out),
         method="merge-aware" if run.settings.merge_aware else run.settings.method,
         seconds=summary["train_runtime"],
         notes=tuple(run.data.notes),
     )
-    if _is_first():
+    if is_first_process():
         _write(run, model, out, overwrite, history, result)
+        _keep_logs(run.work / CHECKPOINTS / LOGGERS_FOLDER, out / LOGGERS_FOLDER)
         shutil.rmtree(run.work)
     return result
+
+
+def _test_loss(trainer: NextTokenTrainer, data: PreparedData) -> float | None:
+    from quantlab.training.batches import unpacked
+
+    return trainer.evaluate(unpacked(data.test), metric_key_prefix="test")["test_loss"] if data.test else None
 
 
 def _model(run: _Run, source: str | Path) -> Any:  # Any: transformers' model, or peft's around it
@@ -240,6 +249,7 @@ def _model(run: _Run, source: str | Path) -> Any:  # Any: transformers' model, o
     from quantlab.loading import load_model
     from quantlab.training.next_token_loss import computes_loss
 
+    return_large_pieces()
     settings = run.settings
     can_int8 = run.device == "cpu" and any(run.checkpoint.format(name) is not None for name in run.checkpoint.names)
     activations = ("int8" if can_int8 else "float") if settings.activations == "auto" else settings.activations
@@ -263,7 +273,7 @@ def _trainer(run: _Run, model: Any, is_fresh: bool, progress: Progress | None) -
         run.settings,
         _sample_set(run),
         unpacked(run.data.valid) if run.data.valid else None,
-        run.work / "checkpoints",
+        run.work / CHECKPOINTS,
         on_cpu=run.device == "cpu",
         pad=0,  # any id will do: no sample sees the padding, and it carries no loss
         gradient_checkpointing=run.checkpoint.parameters >= CHECKPOINTING_FROM if chosen is None else chosen,
@@ -278,29 +288,17 @@ def _sample_set(run: _Run) -> SampleSet:
     return packed(run.data.train, run.settings.context) if run.settings.packing else unpacked(run.data.train)
 
 
-def _run_trainer(trainer: NextTokenTrainer, newest: Path | None, work: Path) -> dict[str, float]:
-    """Train to the end; the Trainer's summary."""
-    import torch
-
-    def kept() -> str:
-        good = newest_complete(work / "checkpoints")
-        return "no checkpoint was complete yet" if good is None else f"the last good checkpoint is {good}"
-
-    try:
-        return trainer.train(resume_from_checkpoint=None if newest is None else str(newest)).metrics
-    except TrainingFailedError as error:
-        advice = "lower --learning-rate or --gradient-clip, and look at the rows of that step"
-        raise TrainingFailedError(f"{error}; {kept()}; {advice}") from None
-    except torch.OutOfMemoryError:
-        advice = "use --gradient-checkpointing, a smaller --batch-size or --context, or --device cpu"
-        raise TrainingFailedError(f"the accelerator is out of memory; {kept()}; {advice}") from None
-
-
-def _step_tokens(trainer: NextTokenTrainer) -> float:
+def step_tokens(trainer: NextTokenTrainer) -> float:
     """Tokens of a step, on average."""
     train = trainer.train_dataset
     per_item = train.tokens / len(train)
     return per_item * trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * trainer.args.world_size
+
+
+def _keep_logs(folder: Path, destination: Path) -> None:
+    """What tensorboard shows is worth more than the checkpoints beside it."""
+    if folder.is_dir():
+        shutil.move(folder, destination)
 
 
 def _write(
@@ -326,10 +324,11 @@ def _write(
         regrid=fusion is not None and fusion.regrid,
         levels=None if fusion is None else fusion.levels,
         device=run.device,
+        vocabulary=run.checkpoint.config.get("vocab_size", 0),
     )
     adapter = trained_adapter(model, run.checkpoint, run.settings, training)
     with atomic_folder(out, overwrite) as folder:
-        write_adapter_files(adapter, peft_config_fields(model, str(run.checkpoint.path)), folder)
+        write_adapter_files(adapter, peft_config_fields(model, run.base), folder)
         (folder / LOG).write_text(log + "\n", encoding="utf-8")
 
 

@@ -13,6 +13,7 @@ LOGGERS = ("none", "tensorboard", "wandb")
 DTYPES = ("float32", "bfloat16")
 TARGET_GROUPS = ("attention", "mlp", "all-linear")
 LEARNING_RATES = {"lora": 2e-4, "block-sum": 2e-4, "full": 2e-5}  # of AdamW, as the field's tools start
+MOST_RANK = 1 << 15  # which the kernels can sum
 CHECKPOINTING_FROM = 100_000_000  # parameters: smaller models' activations fit as they are
 
 
@@ -113,6 +114,10 @@ class FinetuneSettings:
         ):
             if number is not None and number < least:
                 raise InputError(f"{option} {number}: at least {least} is needed")
+        if self.rank > MOST_RANK:
+            raise InputError(f"--rank {self.rank}: more than {MOST_RANK} is no low rank")
+        if self.seed >= 1 << 32:
+            raise InputError(f"--seed {self.seed}: at most {(1 << 32) - 1}, which numpy takes")
         for option, value, most in (
             ("--alpha", self.alpha, math.inf),
             ("--epochs", self.epochs, math.inf),
@@ -142,5 +147,3 @@ class FinetuneSettings:
             raise InputError("--dora: its update depends on whole rows and cannot be fused into blocks; leave it out")
         if self.method == "full" and (self.dora or self.rslora or self.dropout):
             raise InputError("--dora, --rslora and --dropout belong to a LoRA; --method full has none")
-        if self.method == "block-sum" and self.rank > 1 << 15:
-            raise InputError(f"--rank {self.rank}: more than 32768 is no low rank")

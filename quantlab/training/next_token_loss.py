@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 LOGIT_BYTES = 1 << 26  # of the logits that are held at a time; a packed head is unpacked once for each chunk
 
 Head = Callable[[torch.Tensor], torch.Tensor]
+LossOf = Callable[[torch.Tensor, slice], torch.Tensor]
 
 
 def computes_loss(model: PreTrainedModel) -> None:
@@ -30,23 +31,30 @@ def computes_loss(model: PreTrainedModel) -> None:
     In place, on the instance: whatever wraps the model (peft, data parallel) goes on calling it as it did. The sum is
     over labels that are not -100, each predicted from the position before it, as transformers shifts them.
     """
-    body, head = getattr(model, model.base_model_prefix), _head(model)
-    layer = model.get_output_embeddings()
+    head, layer = logits_head(model), model.get_output_embeddings()
     chunk = max(1, LOGIT_BYTES // (4 * layer.weight.shape[0]))
 
     def forward(input_ids: torch.Tensor, labels: torch.Tensor, **inputs: Any) -> torch.Tensor:
-        inputs["use_cache"] = False  # with one, packed samples would see each other
-        hidden = body(input_ids=input_ids, **inputs).last_hidden_state
-        targets = labels[:, 1:].reshape(-1)
-        hidden = hidden[:, :-1].reshape(-1, hidden.shape[-1])
-        counted = targets != NO_LOSS
+        hidden, targets = labelled_states(model, input_ids, labels, **inputs)
         parameters = [p for p in layer.parameters() if p.requires_grad]
-        return summed_cross_entropy(hidden[counted], targets[counted], head, parameters, chunk)
+        return summed_cross_entropy(hidden, targets, head, parameters, chunk)
 
     model.forward = forward
 
 
-def _head(model: PreTrainedModel) -> Head:
+def labelled_states(
+    model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor, **inputs: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The hidden states [positions, width] from which labelled tokens are predicted, and those tokens' ids."""
+    inputs["use_cache"] = False  # with one, packed samples would see each other
+    body = getattr(model, model.base_model_prefix)
+    hidden = body(input_ids=input_ids, **inputs).last_hidden_state
+    targets = labels[:, 1:].reshape(-1)
+    counted = targets != NO_LOSS
+    return hidden[:, :-1].reshape(-1, hidden.shape[-1])[counted], targets[counted]
+
+
+def logits_head(model: PreTrainedModel) -> Head:
     """From hidden states to logits, as the model's own forward pass does it."""
     layer = model.get_output_embeddings()
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
@@ -66,15 +74,30 @@ def summed_cross_entropy(
         parameters: those of the head that are trained.
         chunk: positions whose logits are held at a time.
     """
-    return _SummedCrossEntropy.apply(hidden, targets, head, chunk, *parameters)
+
+    def loss_of(inputs: torch.Tensor, part: slice) -> torch.Tensor:
+        return F.cross_entropy(head(inputs).float(), targets[part], reduction="sum")
+
+    return summed_in_chunks(hidden, loss_of, parameters, chunk)
 
 
-class _SummedCrossEntropy(torch.autograd.Function):
+def summed_in_chunks(hidden: torch.Tensor, loss_of: LossOf, parameters: list[nn.Parameter], chunk: int) -> torch.Tensor:
+    """The sum of `loss_of(hidden[part], part)` over parts of `chunk` positions, as one fp32 number.
+
+    Args:
+        hidden: [positions, width].
+        loss_of: the summed loss of some positions, one number, from their hidden states.
+        parameters: whatever else it depends on that is trained.
+    """
+    return _SummedInChunks.apply(hidden, loss_of, chunk, *parameters)
+
+
+class _SummedInChunks(torch.autograd.Function):
     """Computes the gradients in the forward pass, where each chunk's logits are at hand."""
 
     @staticmethod
     def forward(
-        context: Any, hidden: torch.Tensor, targets: torch.Tensor, head: Head, chunk: int, *parameters: nn.Parameter
+        context: Any, hidden: torch.Tensor, loss_of: LossOf, chunk: int, *parameters: nn.Parameter
     ) -> torch.Tensor:
         wanted = any(context.needs_input_grad)
         gradients = [torch.zeros_like(tensor) for tensor in (hidden, *parameters)] if wanted else []
@@ -83,7 +106,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
             part = slice(start, start + chunk)
             with torch.set_grad_enabled(wanted):
                 inputs = hidden[part].detach().requires_grad_(wanted)
-                loss = F.cross_entropy(head(inputs).float(), targets[part], reduction="sum")
+                loss = loss_of(inputs, part)
             total += loss.detach()
             if wanted:
                 found = torch.autograd.grad(loss, [inputs, *parameters])
@@ -96,4 +119,4 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, *parameters = (saved * gradient for saved in context.saved_tensors)
-        return hidden, None, None, None, *parameters
+        return hidden, None, None, *parameters

@@ -25,7 +25,7 @@ class TextEncoder:
         if not tokenizer.eos:
             raise InputError(
                 "the tokenizer has no end token, so that the model would not learn to stop: set eos_token_id in its "
-                "generation_config.json, or name one of its tokens as the end token"
+                "generation_config.json, or name one of its tokens with --end-token"
             )
         self.tokenizer = tokenizer
         self.end = min(tokenizer.eos)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from quantlab.training.batches import Collator, SampleSet
 from quantlab.training.checkpoints import mark_complete
@@ -35,6 +44,18 @@ class NextTokenTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True  # count a step's labelled tokens for compute_loss
         self._evaluated = torch.zeros(2, dtype=torch.float64)  # sum of losses, labelled tokens
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
+        """transformers' own, but a run whose checkpoint was its end is only loaded: that would take one step more."""
+        state = None if resume_from_checkpoint is None else _ended(Path(resume_from_checkpoint))
+        if state is None:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        started, self.state = time.monotonic(), state
+        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        self._load_from_checkpoint(best or resume_from_checkpoint)
+        loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), math.nan)
+        metrics = {"train_runtime": time.monotonic() - started, "train_loss": loss}
+        return TrainOutput(state.global_step, loss, metrics)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -78,6 +99,13 @@ class NextTokenTrainer(Trainer):
                 raise TrainingFailedError(f"after step {self.state.global_step} {name} holds NaN or infinity")
 
 
+def _ended(checkpoint: Path) -> TrainerState | None:
+    """The state of a run that was over when `checkpoint` was saved, by its number of steps or by early stopping."""
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    control = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
+    return state if state.global_step >= state.max_steps or control.get("should_training_stop") else None
+
+
 def make_trainer(
     model: Any,
     settings: FinetuneSettings,
@@ -90,8 +118,9 @@ def make_trainer(
     gradient_checkpointing: bool,
     evaluate_first: bool,
     progress: Progress | None,
+    kind: type[NextTokenTrainer] = NextTokenTrainer,
 ) -> NextTokenTrainer:
-    """A trainer whose checkpoints go to `folder`."""
+    """A trainer, of that `kind`, whose checkpoints go to `folder`."""
     steps = planned_steps(settings, len(train))
     every = settings.eval_every or max(1, math.ceil(steps / EVALUATIONS))
     evaluates = held_out is not None
@@ -132,7 +161,7 @@ def make_trainer(
     callbacks: list[TrainerCallback] = [_Report(progress, train.tokens / max(1, len(train)), settings)]
     if evaluates and settings.early_stopping is not None:
         callbacks.append(EarlyStoppingCallback(settings.early_stopping))
-    trainer = NextTokenTrainer(
+    trainer = kind(
         model=model,
         args=arguments,
         train_dataset=train,

@@ -180,6 +180,14 @@ def test_packing_and_checkpointing_train_too(bases, data: Path, tmp_path: Path) 
     assert result.eval_loss < result.eval_loss_before
 
 
+def test_a_test_file_is_scored_at_the_end(bases, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for split, source in (("train", "train"), ("valid", "valid"), ("test", "valid")):
+        (tmp_path / "data" / f"{split}.jsonl").write_bytes((data / f"{source}.jsonl").read_bytes())
+    result = finetune(bases["q4_1"], tmp_path / "data", tmp_path / "out", settings=SETTINGS)
+    assert result.test_loss == pytest.approx(result.eval_loss, rel=1e-6)
+
+
 def test_dora_on_a_float_base(bases, data: Path, tmp_path: Path) -> None:
     result = finetune(bases["llama"], data, tmp_path / "out", settings=replace(SETTINGS, dora=True))
     assert result.eval_loss < result.eval_loss_before

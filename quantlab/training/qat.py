@@ -1,0 +1,389 @@
+"""Quantization-aware training: what was trained is what is written, byte for byte."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantlab.calibration.heap import return_large_pieces
+from quantlab.checkpoint import open_checkpoint
+from quantlab.checkpoint.checkpoint import Checkpoint
+from quantlab.checkpoint.checksums import model_digest
+from quantlab.checkpoint.export import check_beside
+from quantlab.errors import InputError
+from quantlab.training.checkpoints import newest_complete, step_of
+from quantlab.training.finetune import check_context, check_held_out, prepared_rows, step_tokens
+from quantlab.training.finetune_settings import CHECKPOINTING_FROM, FinetuneSettings
+from quantlab.training.finetune_work import CHECKPOINTS, check_folders, check_same_run, explained, tidy, work_of
+from quantlab.training.prepared import DataSettings, PreparedData
+from quantlab.training.qat_plan import QatPlan, plan_qat
+from quantlab.training.qat_settings import FORMAT, QatSettings
+from quantlab.training.surroundings import check_packages, chosen_device, is_first_process, refuse_sharding_on_cpu
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from quantlab.training.batches import SampleSet
+    from quantlab.training.distillation import HeldOut
+    from quantlab.training.qat_model import QatModel
+    from quantlab.training.trainer import NextTokenTrainer, Progress
+
+START, BEFORE = "start", "before.json"
+
+
+@dataclass(frozen=True)
+class QatResult:
+    """Losses and divergences are nats per labelled token.
+
+    `train_loss` is the last logged mean of what was trained for: the divergence from the teacher (times the square of
+    the temperature) with one, else the next-token loss. `eval_loss` and `eval_loss_before` are next-token losses of the
+    held-out rows, `kld_before` and `kld_after` the mean KL divergence from a reference's predictions on them at
+    temperature 1: of what the model was before any step (rounded to nearest, or whatever `method` made of it; a
+    quantized model as it came), and of what was written. The reference is the teacher; without one, the original, if it
+    is float; else there is none. `test_loss` is that of the folder's test file. All of them are None without such rows.
+    `bytes` counts the written tensors'.
+    """
+
+    steps: int
+    train_loss: float
+    eval_loss: float | None
+    eval_loss_before: float | None
+    test_loss: float | None
+    kld_before: float | None
+    kld_after: float | None
+    trainable_parameters: int
+    parameters: int
+    training_tokens: int
+    tokens_per_second: float
+    peak_rss_bytes: int
+    bytes: int
+    out: str
+    train: str
+    seconds: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Run:
+    source: str | Path
+    checkpoint: Checkpoint
+    teacher: str | Path | None
+    plan: QatPlan
+    qat: QatSettings
+    settings: FinetuneSettings
+    data: PreparedData
+    work: Path
+    device: str
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the model came unquantized."""
+        return self.checkpoint.recipe is None
+
+    def held_out(self) -> SampleSet | None:
+        """The rows to evaluate on."""
+        from quantlab.training.batches import unpacked
+
+        return unpacked(self.data.valid) if self.data.valid else None
+
+
+def qat(
+    model: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    settings: QatSettings | None = None,
+    training: FinetuneSettings | None = None,
+    data_settings: DataSettings | None = None,
+    teacher: str | Path | None = None,
+    template: str | None = None,
+    end_token: str | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> QatResult:
+    """Train a model for the blocks it will be stored in, and write these to `out`, a folder or a GGUF file.
+
+    Forward passes multiply by the blocks that the weights pack to at that step; gradients pass straight through. Work
+    at hand lies in `<out>.training`, and a run that goes on with `resume` ends with the bytes of an uninterrupted one,
+    on the same machine with the same number of threads.
+
+    Args:
+        model: folder, GGUF file or hub id; float, or with `settings.train` "scales" and "minimums" quantized too.
+        data: file or folder, see `prepared`.
+        settings: formats, and what is trained.
+        training: as fine-tuning has them; `method` is set here, the learning rate too where it is not given.
+        teacher: a model of the same vocabulary, float or quantized, whose predictions are the aim in place of the text.
+        template: a chat template instead of the model's own.
+        end_token: a token to end texts with, instead of the tokenizer's own.
+        device: "auto" (an accelerator if there is one), "cpu", or torch's name of a device.
+        overwrite: whether an existing `out` may be replaced.
+
+    Raises:
+        InputError: wrong settings, model, teacher or data; an existing `out`; unfinished work in `<out>.training`
+            without `resume`, or of another run.
+        TrainingFailedError: loss or weights became NaN or too large for the format, or memory or the disk is too small.
+    """
+    chosen, data, out = settings or QatSettings(), Path(data), Path(out)
+    tuning = chosen.training(training or FinetuneSettings())
+    check_packages(tuning)
+    work = work_of(out)
+    checkpoint = open_checkpoint(model)
+    check_beside(checkpoint, out)
+    plan = plan_qat(checkpoint, chosen, tuning)
+    check_context(checkpoint, tuning)
+    digest = None if teacher is None else _checked_teacher(checkpoint, model, teacher, out, tuning)
+    check_folders(data, out, work, resume, overwrite)
+    data_settings = data_settings or DataSettings(context=tuning.context, held_out=None)
+    prepared = prepared_rows(model, data, data_settings, template, end_token)
+    check_held_out(tuning, prepared)
+    run = _Run(model, checkpoint, teacher, plan, chosen, tuning, prepared, work, chosen_device(device))
+    _refuse_sharding(run.device)
+    _check_warmup(run)
+    check_same_run(work, _identity(run, digest))
+    try:
+        return _train(run, out, overwrite, progress)
+    except BaseException as error:
+        failure = explained(error, work) if isinstance(error, Exception) else None
+        _tidy(run)
+        if failure is not None:
+            raise failure from None
+        raise
+
+
+def _tidy(run: _Run) -> None:
+    """After a run that did not end; first codes that took calibration are kept for `resume`."""
+    if run.qat.method == "rtn" or not any(run.work.glob(f"{START}*")):
+        tidy(run.work)
+
+
+def _checked_teacher(
+    checkpoint: Checkpoint, model: str | Path, teacher: str | Path, out: Path, settings: FinetuneSettings
+) -> str:
+    """The digest of a teacher that fits the model."""
+    from quantlab.training.distillation import check_teacher
+
+    other = open_checkpoint(teacher)
+    check_beside(other, out)
+    check_teacher(checkpoint, other, (str(model), str(teacher)), settings.context)
+    return model_digest(other)
+
+
+def _refuse_sharding(device: str) -> None:
+    import os
+
+    refuse_sharding_on_cpu(device)
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes"):
+        raise InputError("FSDP cannot shard weights that are packed for every product; train data-parallel, or on one")
+
+
+def _check_warmup(run: _Run) -> None:
+    from quantlab.training.trainer import planned_steps
+
+    steps = planned_steps(run.settings, len(_sample_set(run)))
+    if run.qat.float_steps >= steps:
+        raise InputError(f"--float-steps {run.qat.float_steps}: the run has {steps} steps, and none would be quantized")
+
+
+def _identity(run: _Run, teacher_digest: str | None) -> dict[str, Any]:
+    """What a resumed run must have in common with the one that began."""
+    import torch
+
+    from quantlab.training.trainer import processes
+
+    return {
+        "model": model_digest(run.checkpoint),
+        "teacher": teacher_digest,
+        "data": run.data.digest,
+        "formats": {name: [format.name, format.levels] for name, format in run.plan.formats.items()},
+        "settings": [dataclasses.asdict(settings) for settings in (run.qat, run.settings)],
+        "threads": torch.get_num_threads(),
+        "processes": processes(),
+        "device": run.device,
+    }
+
+
+def _sample_set(run: _Run) -> SampleSet:
+    from quantlab.training.batches import packed, unpacked
+
+    return packed(run.data.train, run.settings.context) if run.settings.packing else unpacked(run.data.train)
+
+
+def _train(run: _Run, out: Path, overwrite: bool, progress: Progress | None) -> QatResult:
+    from transformers import set_seed
+
+    from quantlab.training.trainer import losses_of
+
+    return_large_pieces()
+    start = _start(run)
+    set_seed(run.settings.seed)
+    prepared = _model(run, start)
+    teacher = None if run.teacher is None else _reference(run)
+    before = _figures_before(run, prepared, teacher)
+    newest = newest_complete(run.work / CHECKPOINTS)
+    trainer = _trainer(run, prepared.model, teacher, newest is None, progress)
+    summary = trainer.train(resume_from_checkpoint=None if newest is None else str(newest)).metrics
+    after, tested = _figures(run, prepared, teacher), _test_loss(run, prepared)
+    losses = losses_of(trainer.state.log_history, "loss")
+    first_step, steps = 0 if newest is None else step_of(newest) or 0, trainer.state.global_step
+    result = QatResult(
+        steps=steps,
+        train_loss=losses[-1] if losses else summary["train_loss"],
+        eval_loss=None if after is None else after.loss,
+        eval_loss_before=None if before is None else before.loss,
+        test_loss=tested,
+        kld_before=None if before is None else before.kld,
+        kld_after=None if after is None else after.kld,
+        trainable_parameters=sum(p.numel() for p in prepared.model.parameters() if p.requires_grad),
+        parameters=run.checkpoint.parameters,
+        training_tokens=int(step_tokens(trainer) * steps),
+        tokens_per_second=step_tokens(trainer) * (steps - first_step) / summary["train_runtime"],
+        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        bytes=0,
+        out=str(out),
+        train=run.qat.train,
+        seconds=summary["train_runtime"],
+        notes=(*run.plan.notes, *run.data.notes),
+    )
+    if is_first_process():
+        from quantlab.training.qat_writing import write_trained
+
+        account = _account(run, trainer.state.log_history)
+        result = write_trained(start, prepared, run.plan, run.qat, result, account, out, overwrite)
+        shutil.rmtree(run.work)
+    return result
+
+
+def _start(run: _Run) -> Checkpoint:
+    """The model to train: with frozen codes a quantized one, made in the work folder if it did not come so."""
+    if not run.qat.trains_scales or not run.is_float:
+        return run.checkpoint
+    import torch
+
+    from quantlab.calibration.calibrated import CalibrationOptions
+    from quantlab.calibration.quantize import quantize_checkpoint
+    from quantlab.calibration.work_folder import work_folder_of
+
+    start, qat = run.work / START, run.qat
+    if not (start / "config.json").is_file() and is_first_process():
+        quantize_checkpoint(
+            run.source,
+            start,
+            format=qat.format or FORMAT,
+            uniform=qat.uniform,
+            recipe=qat.recipe,
+            method=qat.method,
+            levels=qat.levels,
+            calibration=CalibrationOptions(resume=work_folder_of(start).is_dir()),
+            threads=torch.get_num_threads(),
+        )
+    _wait_for_others()
+    return open_checkpoint(start)
+
+
+def _wait_for_others() -> None:
+    from accelerate import PartialState
+
+    PartialState().wait_for_everyone()
+
+
+def _model(run: _Run, start: Checkpoint) -> QatModel:
+    from quantlab.training.qat_model import float_model_for_qat, packed_model_for_qat
+
+    if run.qat.trains_scales:
+        only = run.qat.train == "minimums"
+        return packed_model_for_qat(start.path, run.settings, run.device, minimums_only=only)
+    return float_model_for_qat(run.source, run.plan, run.settings, run.device)
+
+
+def _reference(run: _Run) -> PreTrainedModel | None:
+    """The teacher, or the float original."""
+    import torch
+
+    from quantlab.loading import load_model
+
+    if run.teacher is None and not run.is_float:
+        return None
+    source = run.source if run.teacher is None else run.teacher
+    return load_model(source, dtype=getattr(torch, run.settings.dtype), device=run.device).requires_grad_(False)
+
+
+def _figures(run: _Run, prepared: QatModel, teacher: PreTrainedModel | None) -> HeldOut | None:
+    """Of the model as it stands; without a teacher, the original is in memory for the moment."""
+    from quantlab.training.distillation import held_out_figures
+
+    held_out = run.held_out()
+    if held_out is None:
+        return None
+    reference = _reference(run) if teacher is None else teacher
+    return held_out_figures(prepared.model, held_out, run.settings.batch_size, reference)
+
+
+def _test_loss(run: _Run, prepared: QatModel) -> float | None:
+    from quantlab.training.batches import unpacked
+    from quantlab.training.distillation import held_out_figures
+
+    if not run.data.test:
+        return None
+    return held_out_figures(prepared.model, unpacked(run.data.test), run.settings.batch_size, None).loss
+
+
+def _figures_before(run: _Run, prepared: QatModel, teacher: PreTrainedModel | None) -> HeldOut | None:
+    """Computed when the run begins, and remembered."""
+    from quantlab.checkpoint.atomic import atomic_file
+    from quantlab.training.distillation import HeldOut
+
+    file = run.work / BEFORE
+    if file.is_file():
+        said = json.loads(file.read_text(encoding="utf-8"))
+        return None if said is None else HeldOut(**said)
+    figures = _figures(run, prepared, teacher)
+    if is_first_process():
+        with atomic_file(file, replace=True) as path:
+            path.write_text(json.dumps(None if figures is None else dataclasses.asdict(figures)), encoding="utf-8")
+    return figures
+
+
+def _trainer(
+    run: _Run, model: PreTrainedModel, teacher: PreTrainedModel | None, is_fresh: bool, progress: Progress | None
+) -> NextTokenTrainer:
+    from quantlab.training.distillation import Student
+    from quantlab.training.qat_trainer import FloatWarmup, QatTrainer
+    from quantlab.training.trainer import make_trainer
+
+    chosen = run.settings.gradient_checkpointing
+    trainer = make_trainer(
+        Student(model, teacher, run.qat.temperature),
+        run.settings,
+        _sample_set(run),
+        run.held_out(),
+        run.work / CHECKPOINTS,
+        on_cpu=run.device == "cpu",
+        pad=0,  # any id will do: no sample sees the padding, and it carries no loss
+        gradient_checkpointing=run.checkpoint.parameters >= CHECKPOINTING_FROM if chosen is None else chosen,
+        evaluate_first=is_fresh,
+        progress=progress,
+        kind=QatTrainer,
+    )
+    trainer.add_callback(FloatWarmup(model, run.qat.float_steps))
+    return trainer
+
+
+def _account(run: _Run, history: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What training_log.json says beside the result."""
+    return {
+        "settings": {"qat": dataclasses.asdict(run.qat), "training": dataclasses.asdict(run.settings)},
+        "model": str(run.checkpoint.path),
+        "model_digest": model_digest(run.checkpoint),
+        "teacher": None if run.teacher is None else str(run.teacher),
+        "data_digest": run.data.digest,
+        "log": list(history),
+    }
