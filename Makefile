@@ -38,16 +38,20 @@ sanitize:
 	$(MAKE) -s -j $(JOBS) -C tests/native/cpp
 
 # torch first: asked for by version, the index's small CPU build serves; any other way pulls gigabytes of CUDA packages.
-$(VENV)/.installed: $(INSTALL_INPUTS)
+$(VENV)/.torch: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("quantlab needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $$(grep '^torch==' constraints.txt)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(INSTALL_INPUTS)
 	$(PIP) -c constraints.txt -e .
 	mkdir -p out && touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
+# It has all that .installed has: the core is compiled once.
+$(VENV)/.installed-test: $(VENV)/.torch $(INSTALL_INPUTS)
 	$(PIP) -c constraints.txt -e '.[test]'
-	touch $@
+	mkdir -p out && touch $(VENV)/.installed $@
 
 clean:
 	rm -rf $(VENV) build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis
