@@ -107,9 +107,10 @@ def write_fused(
                 reports.append(_write_float(writer, checkpoint, entry, pairs[name], threads))
             else:
                 assert fusion is not None, f"{name}: to be packed again"
+                blocks = packed_bytes(checkpoint, name)
                 if keep is not None:
-                    keep(name, format, packed_bytes(checkpoint, name))
-                reports.append(_write_blocks(writer, checkpoint, entry, format, pairs[name], fusion, threads))
+                    keep(name, format, blocks)
+                reports.append(_write_blocks(writer, checkpoint, entry, blocks, pairs[name], fusion, threads))
     return reports
 
 
@@ -153,13 +154,14 @@ def _write_blocks(
     writer: CheckpointWriter,
     checkpoint: Checkpoint,
     entry: TensorEntry,
-    format: BlockFormat,
+    blocks: np.ndarray,
     pair: LowRankPair,
     fusion: Fusion,
     threads: int | None,
 ) -> FusedTensor:
-    blocks = packed_bytes(checkpoint, entry.name)
-    fused = fused_tensor(checkpoint, entry.name, pair, fusion, threads=threads)
+    format = checkpoint.format(entry.name)
+    assert format is not None
+    fused = fused_tensor(checkpoint, entry.name, blocks, pair, fusion, threads=threads)
     writer.write_bytes(entry.name, fused.reshape(-1), entry)
     how = {"block-sum": "minimums", "merge-aware": "codes and scales" if fusion.regrid else "codes"}[fusion.method]
 

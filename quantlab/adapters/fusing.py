@@ -102,9 +102,15 @@ def fusion_for(adapters: Sequence[Weighted]) -> Fusion | None:
 
 
 def fused_tensor(
-    checkpoint: Checkpoint, name: str, pair: LowRankPair, fusion: Fusion, *, threads: int | None = None
+    checkpoint: Checkpoint,
+    name: str,
+    blocks: np.ndarray,
+    pair: LowRankPair,
+    fusion: Fusion,
+    *,
+    threads: int | None = None,
 ) -> np.ndarray:
-    """The blocks of a packed weight with an update in them, uint8 [out, row_bytes].
+    """The `packed_bytes` of a weight with an update in them, uint8 [out, row_bytes].
 
     Raises:
         InputError: an update that the blocks cannot hold.
@@ -114,7 +120,7 @@ def fused_tensor(
     fusion.check_format(format, f"{checkpoint.path}: {name}")
     a = block_factors(pair.a) if fusion.method == "block-sum" else pair.a
     try:
-        return fused_blocks(format, packed_bytes(checkpoint, name), a, pair.b, pair.scale, fusion, threads=threads)
+        return fused_blocks(format, blocks, a, pair.b, pair.scale, fusion, threads=threads)
     except ValueError as error:
         raise InputError(f"{checkpoint.path}: {name}: {error}") from None
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from quantlab.adapters.adapter import Adapter, check_fits
 from quantlab.adapters.combine import Source, Weighted, combined_pairs, folded_pairs, weighted_adapters
-from quantlab.adapters.fusing import fused_tensor, fusion_for
+from quantlab.adapters.fusing import fused_tensor, fusion_for, packed_bytes
 from quantlab.checkpoint import Checkpoint
 from quantlab.errors import InputError
 
@@ -79,7 +79,10 @@ def fused_weights(
     if fusion is None:
         return {}
     pairs = {name: pair for name, pair in combined_pairs(chosen).items() if checkpoint.format(name) is not None}
-    return {name: fused_tensor(checkpoint, name, pair, fusion, threads=threads) for name, pair in pairs.items()}
+    return {
+        name: fused_tensor(checkpoint, name, packed_bytes(checkpoint, name), pair, fusion, threads=threads)
+        for name, pair in pairs.items()
+    }
 
 
 def stacked_factors(chosen: Iterable[Weighted], fused: Collection[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
