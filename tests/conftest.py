@@ -5,6 +5,9 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test touches the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Workers and the commands they start run side by side; threads of torch or numpy that wait by spinning would only fight.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
 
 import pytest
 

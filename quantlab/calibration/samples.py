@@ -162,7 +162,7 @@ def _pieces(texts: list[str], random: np.random.Generator) -> Iterator[str]:
 def _json_texts(path: Path, tokenizer: Tokenizer, model: Path) -> list[str]:
     """The text of each line's object; chats by the model's template."""
     texts, template = [], None
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):  # a text in JSON may hold other line breaks
         if not line.strip():
             continue
         where = f"{path}: line {number}"

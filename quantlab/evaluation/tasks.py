@@ -51,7 +51,7 @@ def read_task(path: Path, limit: int | None = None, seed: int | None = None) -> 
     if limit is not None and limit < 1:
         raise InputError(f"limit {limit}: at least 1 is needed")
     try:
-        lines = path.read_bytes().decode("utf-8").splitlines()
+        lines = path.read_bytes().decode("utf-8").split("\n")  # a text in JSON may hold other line breaks
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

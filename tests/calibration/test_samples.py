@@ -118,6 +118,16 @@ def test_objects_of_text_are_documents(llama_model, prose, tmp_path):
     assert set(drawn(llama_model, lines, samples=999).windows) == set(drawn(llama_model, prose, samples=999).windows)
 
 
+def test_line_breaks_of_other_alphabets_part_no_rows(llama_model, prose, tmp_path):
+    """JSON may hold U+2028 as it is; only the line feed parts rows."""
+    path = tmp_path / "text.jsonl"
+    text = "\u2028".join(read_documents(prose))
+    path.write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n", encoding="utf-8")
+    plain = tmp_path / "plain.txt"
+    plain.write_text(text, encoding="utf-8")
+    assert set(drawn(llama_model, path, samples=999).windows) == set(drawn(llama_model, plain, samples=999).windows)
+
+
 def test_chats_are_rendered_by_the_models_template(chat_model, prose, tmp_path):
     """With one start token, as the template writes it, and the special tokens as single ids."""
     contents = [document[:150] for document in read_documents(prose)]

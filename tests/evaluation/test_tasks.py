@@ -45,6 +45,12 @@ def test_rows_of_every_kind(tmp_path: Path) -> None:
     ]
 
 
+def test_line_breaks_of_other_alphabets_part_no_rows(tmp_path: Path) -> None:
+    """JSON may hold U+2028 and U+0085 as they are; only the line feed parts rows."""
+    path = task_file(tmp_path, '{"prompt": "one\u2028two\x85three", "answer": "x"}')
+    assert read_task(path) == [Question(1, "one\u2028two\x85three", "x")]
+
+
 def test_a_limit_takes_the_first_or_draws(tmp_path: Path) -> None:
     """With a seed at random, in the file's order, the same for the same seed."""
     path = task_file(tmp_path, *({"question": f"{number}?", "answer": number} for number in range(50)))
