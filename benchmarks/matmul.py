@@ -25,7 +25,8 @@ from quantlab import native
 from quantlab.native import _core
 
 COLUMNS = ("type", "activations", "threads", "tokens", "ms", "GB/s", "ruler GB/s", "of ruler", "GOPS")
-FORMATS = {"q4_0": 18, "q4_1": 20, "q5_0": 22, "q5_1": 24, "q8_0": 34}  # bytes a block
+FORMATS = {"q4_0": 18, "q4_1": 20, "q5_0": 22, "q5_1": 24, "q8_0": 34, "tq2_0": 66}  # bytes a block
+WIDE = {"tq2_0": 256}  # columns of a block; 32 in the others
 FLOATS = {"f32": 4, "f16": 2, "bf16": 2}
 DECODE = 8  # up to so many tokens the weights come from memory: the matrices take turns
 
@@ -103,8 +104,12 @@ class Weights:
         if activations == "f32":
             return lambda matrix: matrix.multiply_values(pool, values, out, 0, matrix.groups)
         codes = np.empty(values.shape, np.int8)
-        scales, sums = np.empty((2, tokens, self.columns // 32), np.float32)
-        _core.quantize_tokens(values, codes, scales, sums)
+        if self.type in WIDE:
+            scales, sums = (np.empty((tokens, count), np.float32) for count in (1, self.columns // WIDE[self.type]))
+            _core.quantize_rows(values, codes, scales, sums)
+        else:
+            scales, sums = np.empty((2, tokens, self.columns // 32), np.float32)
+            _core.quantize_tokens(values, codes, scales, sums)
         return lambda matrix: matrix.multiply_codes(pool, codes, scales, sums, out, 0, matrix.groups)
 
 
@@ -116,8 +121,9 @@ def _random_rows(type: str, rows: int, columns: int) -> np.ndarray:
         if type == "bf16":
             return (weights.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
         return weights.astype({"f32": np.float32, "f16": np.float16}[type]).view(np.uint8)
-    blocks = rng.integers(0, 256, (rows, columns // 32, FORMATS[type]), dtype=np.uint8)
-    blocks[:, :, [1, 3] if type in ("q4_1", "q5_1") else [1]] = 0x2C  # the upper byte of a half from 1/16 on
+    blocks = rng.integers(0, 256, (rows, columns // WIDE.get(type, 32), FORMATS[type]), dtype=np.uint8)
+    upper = {"q4_1": [1, 3], "q5_1": [1, 3], "tq2_0": [65]}.get(type, [1])
+    blocks[:, :, upper] = 0x2C  # the upper byte of a half from 1/16 on
     return blocks.reshape(rows, -1)
 
 

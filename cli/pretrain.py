@@ -19,6 +19,15 @@ def pretrain(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT.training.")] = False,
     tokens: Annotated[int | None, typer.Option("--tokens", help="Instead of the recipe's number of tokens.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Instead of the recipe's seed.")] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            "-f",
+            help="Of linear weights, trained through its blocks: ternary, q4_1, ...; float.",
+            show_default="the recipe's",
+        ),
+    ] = None,
     threads: Threads = None,
     config: Config = None,
     json: Json = False,
@@ -26,10 +35,18 @@ def pretrain(
     """Train a model from scratch."""
     use_threads(threads)
     quiet_transformers()
+    from quantlab.errors import one_line
     from quantlab.training import pretrain as training
+    from quantlab.training.failures import TrainingFailedError
 
-    with progress("training", "tokens") as report:
-        result = training.pretrain(recipe, data, out, resume=resume, tokens=tokens, seed=seed, progress=report)
+    try:
+        with progress("training", "tokens") as report:
+            result = training.pretrain(
+                recipe, data, out, resume=resume, tokens=tokens, seed=seed, format=format, progress=report
+            )
+    except TrainingFailedError as error:
+        print(f"quantlab: {one_line(str(error))}", file=sys.stderr)
+        raise typer.Exit(1) from None
     _draw_loss(out, result.training_tokens // result.steps)
     if json:
         print_json(result)

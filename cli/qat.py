@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from quantlab.cli.console import (
-    check_threads,
-    human_bytes,
-    print_json,
-    print_notes,
-    progress,
-    quiet_transformers,
-    use_threads,
-)
+from quantlab.cli import training_options as shared
+from quantlab.cli.console import Progress, check_threads, human_bytes, print_notes
 from quantlab.cli.options import Config, Json, Model, Threads
+from quantlab.cli.training_run import run_training
 
 if TYPE_CHECKING:
     from quantlab.training.qat import QatResult
@@ -24,14 +17,13 @@ if TYPE_CHECKING:
 
 def qat(
     model: Model,
-    data: Annotated[
-        Path, typer.Argument(help="jsonl or txt file, or folder with train, valid and test.", show_default=False)
-    ],
+    data: shared.Data,
     out: Annotated[
         Path, typer.Argument(help="Folder or .gguf file to make; OUT.training holds work at hand.", show_default=False)
     ],
     format: Annotated[
-        str | None, typer.Option("--format", "-f", help="q4_1, q4_0, q5_0, q5_1 or q8_0.", show_default="q4_1")
+        str | None,
+        typer.Option("--format", "-f", help="q4_1, q4_0, q5_0, q5_1, q8_0 or ternary.", show_default="q4_1"),
     ] = None,
     uniform: Annotated[bool, typer.Option("--uniform", help="Embedding and head in --format, not q8_0.")] = False,
     recipe: Annotated[
@@ -54,131 +46,72 @@ def qat(
     targets: Annotated[
         str, typer.Option("--targets", help="Of a LoRA: attention, mlp, all-linear, or layers' names, with commas.")
     ] = "attention",
-    rslora: Annotated[bool, typer.Option("--rslora", help="Scale by alpha / sqrt(rank).")] = False,
-    context: Annotated[int, typer.Option("--context", help="Most tokens of a sample.")] = 512,
-    packing: Annotated[bool, typer.Option("--packing", help="Fill windows with several whole samples.")] = False,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Samples of a forward pass.")] = 4,
-    accumulation: Annotated[int, typer.Option("--accumulation", help="Forward passes of a step.")] = 1,
-    epochs: Annotated[float, typer.Option("--epochs", help="Passes over the data.")] = 1.0,
-    max_steps: Annotated[int | None, typer.Option("--max-steps", help="Instead of epochs.", show_default=False)] = None,
+    rslora: shared.RsLora = False,
+    context: shared.SampleTokens = 512,
+    packing: shared.Packing = False,
+    batch_size: shared.BatchSize = 4,
+    accumulation: shared.Accumulation = 1,
+    epochs: shared.Epochs = 1.0,
+    max_steps: shared.MaxSteps = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(
             "--learning-rate",
             "--lr",
             help="At its highest; of scales in shares of d.",
-            show_default="full: 1e-5; lora: 2e-4; scales: 5e-3",
+            show_default="full: 1e-5, ternary 1e-4; lora: 2e-4; scales: 5e-3",
         ),
     ] = None,
-    scheduler: Annotated[
-        str, typer.Option("--scheduler", help="cosine, linear, constant or constant_with_warmup.")
-    ] = "cosine",
-    warmup: Annotated[float, typer.Option("--warmup", help="Share of the steps in which the rate grows.")] = 0.03,
-    weight_decay: Annotated[float, typer.Option("--weight-decay", help="AdamW's.")] = 0.0,
-    gradient_clip: Annotated[float, typer.Option("--gradient-clip", help="The gradient's greatest norm.")] = 1.0,
-    gradient_checkpointing: Annotated[
-        bool | None,
-        typer.Option(
-            "--gradient-checkpointing/--no-gradient-checkpointing",
-            help="Save memory by computing layers twice.",
-            show_default="from 100 M parameters on",
-        ),
-    ] = None,
+    scheduler: shared.Scheduler = "cosine",
+    warmup: shared.Warmup = 0.03,
+    weight_decay: shared.WeightDecay = 0.0,
+    gradient_clip: shared.GradientClip = 1.0,
+    gradient_checkpointing: shared.GradientCheckpointing = None,
     activations: Annotated[
-        str, typer.Option("--activations", help="int8, as generation has them (CPU), float, or auto.")
+        str,
+        typer.Option("--activations", help="int8, as generation has them (CPU), float, or auto."),
     ] = "auto",
     dtype: Annotated[str, typer.Option("--dtype", help="Of activations: float32 or bfloat16.")] = "float32",
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, or an accelerator such as cuda.")] = "auto",
-    eval_split: Annotated[
-        float | None,
-        typer.Option(
-            "--eval-split",
-            help="Rows to hold out: a share, or a number.",
-            show_default="0.05, if there is no valid file",
-        ),
-    ] = None,
-    eval_every: Annotated[
-        int | None, typer.Option("--eval-every", help="Steps between evaluations and checkpoints.", show_default="1/10")
-    ] = None,
-    early_stopping: Annotated[
-        int | None, typer.Option("--early-stopping", help="Stop after so many evaluations without gain; keep the best.")
-    ] = None,
-    report_to: Annotated[str, typer.Option("--report-to", help="none, tensorboard or wandb.")] = "none",
-    prompt_field: Annotated[str | None, typer.Option("--prompt-field", help="Rows' field for the prompt.")] = None,
-    completion_field: Annotated[str | None, typer.Option("--completion-field", help="... for the completion.")] = None,
-    prompt_layout: Annotated[
-        str | None, typer.Option("--prompt-layout", help="Text around it, such as 'Question: {prompt}\\nAnswer:'.")
-    ] = None,
-    train_prompts: Annotated[bool, typer.Option("--train-prompts", help="Loss on prompts, too.")] = False,
-    last_turn_only: Annotated[bool, typer.Option("--last-turn-only", help="Learn the last answer of a chat.")] = False,
-    too_long: Annotated[str, typer.Option("--too-long", help="Rows beyond the context: error, cut or skip.")] = "error",
-    template: Annotated[
-        Path | None, typer.Option("--chat-template", help="File, instead of the model's own.", show_default=False)
-    ] = None,
-    end_token: Annotated[
-        str | None, typer.Option("--end-token", help="Ends texts, instead of the tokenizer's own, as '<|im_end|>'.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what OUT.training holds.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    device: shared.Device = "auto",
+    eval_split: shared.EvalSplit = None,
+    eval_every: shared.EvalEvery = None,
+    early_stopping: shared.EarlyStopping = None,
+    report_to: shared.ReportTo = "none",
+    prompt_field: shared.PromptField = None,
+    completion_field: shared.CompletionField = None,
+    prompt_layout: shared.PromptLayout = None,
+    train_prompts: shared.TrainPrompts = False,
+    last_turn_only: shared.LastTurnOnly = False,
+    too_long: shared.TooLong = "error",
+    template: shared.Template = None,
+    end_token: shared.EndToken = None,
+    resume: shared.Resume = False,
+    overwrite: shared.Overwrite = False,
     seed: Annotated[int, typer.Option("--seed", help="Of factors and order.")] = 0,
     threads: Threads = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Train a model for the blocks it is stored in: what training computes with is what is written."""
+    options = locals()
     check_threads(threads)
-    from quantlab.checkpoint.chat_text import read_template
-    from quantlab.errors import one_line
-    from quantlab.training.finetune_settings import FinetuneSettings
-    from quantlab.training.prepared import DataSettings
     from quantlab.training.qat_settings import QatSettings
 
-    settings = QatSettings(
-        format=format, uniform=uniform, recipe=recipe, levels=levels, train=train, method=method,
-        temperature=temperature, float_steps=float_steps,
-    )  # fmt: skip
-    training = FinetuneSettings(
-        rank=rank, alpha=alpha, targets=targets, rslora=rslora, context=context, packing=packing,
-        batch_size=batch_size, accumulation=accumulation, epochs=epochs, max_steps=max_steps,
-        learning_rate=learning_rate, scheduler=scheduler, warmup=warmup, weight_decay=weight_decay,
-        gradient_clip=gradient_clip, gradient_checkpointing=gradient_checkpointing, activations=activations,
-        dtype=dtype, eval_every=eval_every, early_stopping=early_stopping, logger=report_to, seed=seed,
-    )  # fmt: skip
-    rows = DataSettings(
-        context=context, held_out=eval_split, seed=seed, prompt_field=prompt_field,
-        completion_field=completion_field, prompt_layout=prompt_layout, completion_only=not train_prompts,
-        last_turn_only=last_turn_only, too_long=too_long,
-    )  # fmt: skip
-    own_template = None if template is None else read_template(template)
-    use_threads(threads)
-    quiet_transformers()
-    from quantlab.cli.finetune import draw_loss, say_how_to_resume
+    settings = shared.settings_from(QatSettings, options)
+    # `levels` and `method` mean something else to the trainer, which fine-tuning's are
+    training = shared.training_settings(options, levels=None, method="lora")
+    rows, chat_template = shared.row_settings(options), shared.own_template(template)
 
-    from quantlab.training import qat as run
-    from quantlab.training.failures import TrainingFailedError
-    from quantlab.training.surroundings import is_first_process
+    def run(report: Progress) -> QatResult:
+        from quantlab.training.qat import qat
 
-    try:
-        with progress("training", "tokens") as report:
-            result = run.qat(
-                model, data, out, settings=settings, training=training, data_settings=rows, teacher=teacher,
-                template=own_template, end_token=end_token, device=device, resume=resume, overwrite=overwrite,
-                progress=report,
-            )  # fmt: skip
-    except (KeyboardInterrupt, SystemExit):
-        say_how_to_resume(out)
-        raise
-    except TrainingFailedError as error:
-        print(f"quantlab: {one_line(str(error))}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    if not is_first_process():  # of several, one speaks
-        return
-    if out.is_dir():
-        draw_loss(out, result.training_tokens // max(1, result.steps))
-    if json:
-        print_json(result)
-    else:
-        _print_result(result)
+        return qat(
+            model, data, out, settings=settings, training=training, data_settings=rows, teacher=teacher,
+            template=chat_template, end_token=end_token, device=device, resume=resume, overwrite=overwrite,
+            progress=report,
+        )  # fmt: skip
+
+    run_training(out, threads, json, run, _print_result)
 
 
 def _print_result(result: QatResult) -> None:

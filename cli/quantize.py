@@ -21,7 +21,7 @@ def quantize(
     context: typer.Context,
     model: Model,
     out: Annotated[Path, typer.Argument(help="Folder to make, or GGUF file if it ends in .gguf.", show_default=False)],
-    format: Annotated[str, typer.Option("--format", "-f", help="q4_0, q4_1, q5_0, q5_1 or q8_0.")] = "q4_1",
+    format: Annotated[str, typer.Option("--format", "-f", help="q4_0, q4_1, q5_0, q5_1, q8_0 or ternary.")] = "q4_1",
     uniform: Annotated[bool, typer.Option("--uniform", help="Embedding and head take the format too.")] = False,
     recipe: Annotated[
         str | None, typer.Option("--recipe", help="Instead of --format: a preset (q4_1-mixed ...) or YAML file.")
@@ -88,7 +88,7 @@ def quantize(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Quantize a checkpoint to 4, 5 or 8 bits."""
+    """Quantize a checkpoint to 4, 5 or 8 bits, or to ternary weights."""
     from quantlab.calibration.calibrated import CalibrationOptions
     from quantlab.calibration.learned import LearnSettings
     from quantlab.calibration.quantize import quantize_checkpoint

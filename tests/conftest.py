@@ -5,9 +5,10 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test touches the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Workers and the commands they start run side by side; threads of torch or numpy that wait by spinning would only fight.
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")
+# Workers and the commands they start run side by side; threads of torch or numpy that wait by spinning would fight.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import pytest
 
@@ -121,7 +122,8 @@ def float_twin():
         from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.pytorch_utils import Conv1D
 
-        formats = {18: "Q4_0", 20: "Q4_1", 22: "Q5_0", 24: "Q5_1", 34: "Q8_0"}  # by bytes per 32 weights
+        # By bytes per 256 weights.
+        formats = {66: "TQ2_0", 144: "Q4_0", 160: "Q4_1", 176: "Q5_0", 192: "Q5_1", 272: "Q8_0"}
         config = AutoConfig.from_pretrained(folder)
         del config.quantization_config
         model = AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32).eval()
@@ -130,7 +132,7 @@ def float_twin():
             if stored.dtype == torch.uint8:
                 transposed = isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D)
                 columns = parameter.shape[0 if transposed else 1]
-                kind = gguf.GGMLQuantizationType[formats[stored.shape[1] * 32 // columns]]
+                kind = gguf.GGMLQuantizationType[formats[stored.shape[1] * 256 // columns]]
                 weight = torch.from_numpy(gguf.quants.dequantize(stored.numpy(), kind))
                 stored = weight.T if transposed else weight
             assert parameter.shape == stored.shape

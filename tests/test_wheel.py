@@ -104,7 +104,10 @@ status = quantlab.cli._run()
 print(json.dumps({
     "package": quantlab.__file__, "cli": quantlab.cli.__file__, "status": status,
     "editable": [type(finder).__module__ for finder in sys.meta_path if "editable" in type(finder).__module__],
-    "blocks": {f.name: quantlab.native.quantize(f.name, weights, f.levels).tolist() for f in quantlab.FORMATS.values()},
+    "blocks": {
+        f.name: quantlab.native.quantize(f.name, weights, f.levels).tolist()
+        for f in quantlab.FORMATS.values() if f.scale_of == "block"
+    },
 }))
 """
 

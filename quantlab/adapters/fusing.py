@@ -20,7 +20,7 @@ from quantlab.adapters.adapter import LowRankPair
 from quantlab.adapters.combine import Weighted
 from quantlab.checkpoint.checkpoint import Checkpoint
 from quantlab.errors import InputError
-from quantlab.formats.blocks import BLOCK_SIZE, BlockFormat
+from quantlab.formats.blocks import BLOCK_SIZE, BlockFormat, check_own_scales
 from quantlab.native import adapters as native_adapters
 
 TILE_WEIGHTS = 1 << 22  # of the rows that `regrid` holds in fp32 at a time
@@ -38,13 +38,14 @@ class Fusion:
         """Refuse blocks that cannot take such an update.
 
         Raises:
-            InputError: a block-sum update needs blocks with a minimum.
+            InputError: a block-sum update needs blocks with a minimum, a merge-aware one scales of each block's own.
         """
         if self.method == "block-sum" and not format.has_minimum:
             raise InputError(
                 f"{name}: {format.name} blocks have no minimum that could take up a block-sum update; "
-                "quantize the base to q4_1 or q5_1, or use --merge-aware"
+                f"quantize the base to q4_1 or q5_1{'' if format.scale_of == 'tensor' else ', or use --merge-aware'}"
             )
+        check_own_scales(format, f"{name}: --merge-aware", "train a plain LoRA, or quantize the base to q4_1 or q5_1")
 
 
 def fused_blocks(

@@ -22,7 +22,7 @@ from quantlab.adapters.fusing import fusion_for, packed_bytes
 from quantlab.adapters.reading import check_not_around
 from quantlab.adapters.undo import check_can_keep, keep_minimums, write_undone
 from quantlab.calibration.calibrated import CalibrationOptions
-from quantlab.calibration.quantize import quantize_checkpoint
+from quantlab.calibration.quantize import check_method, quantize_checkpoint
 from quantlab.checkpoint.checkpoint import Checkpoint
 from quantlab.checkpoint.checksums import model_digest
 from quantlab.checkpoint.expected_shapes import check_shapes
@@ -81,6 +81,7 @@ def fuse_adapter(
     for adapter, _ in chosen:
         check_not_around(adapter.path, out)
     again = packed_again(checkpoint, chosen)
+    check_method(method, (_format(checkpoint, name) for name in again))
     if again:
         tensors = _quantized_again(checkpoint, chosen, out, again, method, calibration, overwrite, threads, progress)
         undo = None
@@ -227,9 +228,12 @@ def _exactness(
     """Whether what was written is what was trained, and why not."""
     if again:
         worst = max((t for t in tensors if t.name in again), key=lambda t: t.update_error)
+        way_out = "; train with --merge-aware or --method block-sum to fuse without loss"
+        if any(_format(checkpoint, name).scale_of == "tensor" for name in again):
+            way_out = ""  # neither can be had of such blocks
         return False, [
             f"{len(again)} packed weights were quantized again, which took {worst.update_error:.0%} of the update of "
-            f"{worst.name}; train with --merge-aware or --method block-sum to fuse without loss"
+            f"{worst.name}{way_out}"
         ]
     fusion = fusion_for(chosen)
     if fusion is None or checkpoint.recipe is None:

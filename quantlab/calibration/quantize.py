@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from quantlab.checkpoint.reader import read_json
 from quantlab.checkpoint.tensors import DTYPE_BYTES, FLOAT_DTYPES
 from quantlab.errors import InputError
 from quantlab.formats import BlockFormat, PackedTensor, Recipe, format_named
-from quantlab.formats.blocks import BLOCK_SIZE
+from quantlab.formats.blocks import check_own_scales
 from quantlab.formats.recipe import QUANT_METHOD
 from quantlab.quantization.recipes import default_recipe, named_recipe
 from quantlab.quantization.stored import round_stored
@@ -127,6 +127,7 @@ def quantize_checkpoint(
     check_shapes(checkpoint)
     plan = {name: _planned_format(checkpoint, rules, name) for name in checkpoint.names}
     job = _Job(checkpoint, out, rules, plan, method, levels, threads, progress)
+    check_method(method if settings_are_known else learned.METHOD, plan.values())
     for name, planned in plan.items():
         if planned is not None:
             _with_levels(job, name, planned)  # refuses before any work
@@ -167,7 +168,8 @@ def _quantize_learned(
 ) -> QuantizeReport:
     from quantlab.calibration.learned_run import quantize_learned
 
-    quantize_checkpoint(model, out, method="gptq", calibration=options, dry_run=True, **choice)  # refuses at once
+    # Refuses at once.
+    quantize_checkpoint(model, out, method=learned.METHOD, calibration=options, dry_run=True, **choice)
 
     def begin(start: Path, from_there: CalibrationOptions) -> QuantizeReport:
         return quantize_checkpoint(
@@ -326,6 +328,17 @@ def _with_levels(job: _Job, name: str, format: BlockFormat) -> BlockFormat:
     return format if name in vocabulary else format.with_levels(job.levels)
 
 
+def check_method(method: str, formats: Iterable[BlockFormat | None]) -> None:
+    """Refuse a method that chooses the scales of blocks where a format has one a tensor.
+
+    Raises:
+        InputError: it is one.
+    """
+    for format in formats:
+        if format is not None and method != "rtn":
+            check_own_scales(format, f"--method {method}", "use --method rtn, or train it (quantlab qat)")
+
+
 def is_own_output(out: Path) -> bool:
     """Whether `out` is a folder or file that quantlab quantized earlier, which a new run may replace."""
     try:
@@ -356,9 +369,9 @@ def _report(checkpoint: Checkpoint, recipe: Recipe, name: str, format: BlockForm
     shape = checkpoint.shape(name)
     if format is not None:
         return TensorReport(name, shape, format.name, None)
-    note = None
-    if recipe.format_by_name(name) is not None:
-        note = f"rows of {shape[-1]} are no multiple of {BLOCK_SIZE}" if shape else "has no rows"
+    note, wanted = None, recipe.format_by_name(name)
+    if wanted is not None:
+        note = f"rows of {shape[-1]} are no multiple of {wanted.block_size}" if shape else "has no rows"
     return TensorReport(name, shape, checkpoint.entry(name).dtype.lower(), None, note)
 
 

@@ -121,7 +121,7 @@ def _number_faults(checkpoint: Checkpoint, name: str, data: np.ndarray, format: 
             yield Fault(name, None, f"element {place} is NaN or infinite")
         return
     blocks = data.reshape(-1, format.block_bytes)
-    scales = np.ascontiguousarray(blocks[:, : format.header_bytes]).view("<f2")
+    scales = np.ascontiguousarray(blocks[:, format.scale_bytes]).view("<f2")
     bad = np.flatnonzero(~np.isfinite(scales).all(axis=1))
     yield from _listed(name, bad, "its scale is NaN or infinite")
 

@@ -28,7 +28,7 @@ CHECKSUMS = "quantlab.checksums"
 NORM_RESIDUALS = "quantlab.norm_residuals"
 QUANTIZATION_VERSION = 2  # of ggml's block layouts
 # llama.h's enum llama_ftype, which tells people what most of a file is.
-FILE_TYPES = {"F32": 0, "F16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "BF16": 32}
+FILE_TYPES = {"F32": 0, "F16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "BF16": 32, "tq2_0": 37}
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import torch
 
 from quantlab import native
 from quantlab.errors import InputError
+from quantlab.formats import ternary
 from quantlab.formats.blocks import BLOCK_SIZE
-from quantlab.formats.packing import pack_rows, scale_overflow
+from quantlab.formats.packing import TensorScale, pack_rows, scale_overflow, tensor_scale_overflow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,10 +36,14 @@ def quantize(weight: torch.Tensor, format: BlockFormat, name: str) -> torch.Tens
     if weight.device.type == "cpu":
         return _quantize_native(weight, format, name, measure=False)[0]
     blocks = _empty_blocks(weight, format)
+    gamma = _tensor_scale(weight, format, name) if format.scale_of == "tensor" else None
     for start, chunk in _chunks(weight, torch.float32):
-        _check_weights(chunk, start, name)
-        packed = quantize_torch(chunk, format)
-        _check_scales(packed, format, chunk, start, name)
+        if gamma is None:
+            _check_weights(chunk, start, name)
+            packed = quantize_torch(chunk, format)
+            _check_scales(packed, format, chunk, start, name)
+        else:
+            packed = ternary.quantize_ternary(chunk, format, gamma)
         blocks[start : start + len(chunk)] = packed
     return blocks
 
@@ -70,16 +75,22 @@ def _quantize_native(
     blocks = _empty_blocks(weight, format)
     dtype = weight.dtype if weight.dtype in _ELEMENTS else torch.float32
     is_native = weight.dtype in _ELEMENTS and weight.is_contiguous()
-    sums = []
+    sums, element, threads, scale = [], _ELEMENTS[dtype], torch.get_num_threads(), None
+    if format.scale_of == "tensor" and not is_native:
+        whole = TensorScale(format, name, element=element, threads=threads)
+        for _, chunk in _chunks(weight, dtype):
+            whole.add(_raw(chunk))
+        scale = whole.value()
     for start, chunk in [(0, weight.detach())] if is_native else _chunks(weight, dtype):
         packed = pack_rows(
             _raw(chunk),
             format,
             name,
-            element=_ELEMENTS[dtype],
+            element=element,
             first_row=start,
             measure=measure,
-            threads=torch.get_num_threads(),
+            threads=threads,
+            scale=scale,
             out=blocks[start : start + len(chunk)].numpy(),
         )
         if packed.sums is not None:
@@ -119,7 +130,10 @@ def _raw(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
 
 
 def quantize_torch(weight: torch.Tensor, format: BlockFormat) -> torch.Tensor:
-    """Pack fp32 [rows, columns] on any device with torch operations alone."""
+    """Pack fp32 [rows, columns] on any device with torch operations alone; all of a tensor if that has one scale."""
+    if format.scale_of == "tensor":
+        gamma = ternary.tensor_scale(ternary.magnitude_sums(weight, format), format)
+        return ternary.quantize_ternary(weight, format, gamma)
     x = weight.reshape(-1, BLOCK_SIZE)
     if format.code_bits == 8:
         d, codes = _eight_bit_codes(x, format.levels)
@@ -134,12 +148,14 @@ def quantize_torch(weight: torch.Tensor, format: BlockFormat) -> torch.Tensor:
 def dequantize_torch(blocks: torch.Tensor, format: BlockFormat) -> torch.Tensor:
     """Unpack uint8 [rows, row_bytes] on any device with torch operations alone, to fp32 [rows, columns]."""
     x = blocks.reshape(-1, format.block_bytes)
-    d = _halves(x[:, :2])
-    body = x[:, format.header_bytes :]
-    if format.code_bits == 8:
+    scales, body = x[:, format.scale_bytes], x[:, format.code_bytes]
+    d = _halves(scales[:, :2])
+    if format.scale_of == "tensor":
+        weights = (ternary.unpack_twos(body).to(torch.float32) - 1) * d
+    elif format.code_bits == 8:
         weights = body.contiguous().view(torch.int8).to(torch.float32) * d
     elif format.has_minimum:
-        weights = _unpack_codes(body, format).to(torch.float32) * d + _halves(x[:, 2:4])
+        weights = _unpack_codes(body, format).to(torch.float32) * d + _halves(scales[:, 2:])
     else:
         weights = (_unpack_codes(body, format) - (1 << (format.code_bits - 1))).to(torch.float32) * d
     return weights.reshape(blocks.shape[0], -1)
@@ -224,8 +240,20 @@ def _check_weights(chunk: torch.Tensor, first_row: int, name: str) -> None:
         raise InputError(f"{name}: row {first_row + row}, column {column} is {value}; the checkpoint is damaged")
 
 
+def _tensor_scale(weight: torch.Tensor, format: BlockFormat, name: str) -> float:
+    """gamma, after a look at every weight."""
+    sums = []
+    for start, chunk in _chunks(weight, torch.float32):
+        _check_weights(chunk, start, name)
+        sums.append(ternary.magnitude_sums(chunk, format))
+    gamma = ternary.tensor_scale(torch.cat(sums), format)
+    if gamma == float("inf"):
+        raise tensor_scale_overflow(format, name)
+    return gamma
+
+
 def _check_scales(packed: torch.Tensor, format: BlockFormat, chunk: torch.Tensor, first_row: int, name: str) -> None:
-    header = packed.reshape(packed.shape[0], -1, format.block_bytes)[:, :, : format.header_bytes]
+    header = packed.reshape(packed.shape[0], -1, format.block_bytes)[:, :, format.scale_bytes]
     finite = header.contiguous().view(torch.float16).isfinite().all(dim=2)
     if not bool(finite.all()):
         row, block = (int(i) for i in (~finite).nonzero()[0])

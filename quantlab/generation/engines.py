@@ -35,7 +35,7 @@ def load_engine(
         threads: to compute with; by default one a core.
         context: the most tokens of a sequence; by default the model's own, but no more than 4096.
         kv: element type of the key-value cache: "f16", "f32" or "q8_0".
-        activations: "int8", rounded in blocks of 32 before they meet packed weights, or "f32".
+        activations: "int8", rounded before they meet packed weights, or "f32"; see `NativeEngine`.
         adapters: low-rank updates to compute beside the weights: `Adapter` or an adapter's folder, each alone or as
             (adapter, weight). `NativeEngine.set_adapters` exchanges them.
 

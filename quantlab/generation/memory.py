@@ -52,7 +52,7 @@ def _tensor_bytes(checkpoint: Checkpoint, name: str) -> float:
         return 4 * math.prod(shape)
     rows = math.ceil(shape[0] / GROUP_ROWS) * GROUP_ROWS
     format = FORMATS.get(word, FORMATS["q8_0"])  # what the core has no kernel for becomes Q8_0
-    return rows * shape[1] * BYTES.get(word, format.block_bytes / 32)
+    return rows * shape[1] * BYTES.get(word, format.block_bytes / format.block_size)
 
 
 def available_memory() -> int | None:

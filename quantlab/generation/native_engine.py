@@ -68,7 +68,8 @@ class NativeEngine(Engine):
         threads: to compute with; by default one a core.
         context: the most tokens; by default the model's own, but no more than 4096.
         kv: element type of the cache: "f16", "f32" or "q8_0".
-        activations: "int8", rounded in blocks of 32 before they meet packed weights, or "f32".
+        activations: "int8", rounded before they meet packed weights, in blocks of 32 or, for ternary weights, by token;
+            or "f32".
         adapters: see `set_adapters`.
 
     Raises:

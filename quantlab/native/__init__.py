@@ -1,4 +1,6 @@
-"""Quantize and dequantize weights in ggml's five legacy block formats: numpy in, numpy out, compiled C++ between.
+"""Quantize and dequantize weights in ggml's block formats: numpy in, numpy out, compiled C++ between.
+
+These are its five legacy formats, whose blocks have scales of their own, and tq2_0, ternary with one scale a tensor.
 
 Weights are float32 ("f32"), half precision ("f16") or bfloat16 ("bf16"), which numpy has no type for: an array may
 also hold the raw bytes of its rows, uint8 [rows, columns * bytes of one], or their bits as unsigned integers, with
@@ -44,11 +46,14 @@ __all__ = [
     "cpu_kernel",
     "default_threads",
     "dequantize",
+    "magnitude_sums",
     "multiply_int8",
     "quantize",
     "quantize_checked",
+    "quantize_ternary",
     "read_bandwidth",
     "relative_error",
+    "ternary_scale",
 ]
 
 Blocks = npt.NDArray[np.uint8]
@@ -71,12 +76,15 @@ class Quantized(NamedTuple):
 
     `not_finite` is (row, column) of the first weight that is NaN or infinite, `overflow` (row, block) of the first
     block whose scale or minimum is beyond half precision though its weights are finite; None if there is none.
+
+    `scale` is the tensor's, where it has one.
     """
 
     blocks: Blocks
     sums: npt.NDArray[np.float64] | None
     not_finite: tuple[int, int] | None
     overflow: tuple[int, int] | None
+    scale: float | None = None
 
     @property
     def relative_error(self) -> float:
@@ -123,8 +131,8 @@ def quantize(
     half precision: from 65520 on they become infinite, up to 2**-25 zero.
 
     Raises:
-        ValueError: an unknown format or element, columns that are not whole blocks, levels or threads out of range,
-            an `out` of another shape.
+        ValueError: an unknown format or element, or tq2_0 (see `quantize_ternary`), columns that are not whole blocks,
+            levels or threads out of range, an `out` of another shape.
         TypeError: an array of another type, number of dimensions or memory layout, or an `out` that is read-only.
 
     Other Python threads run meanwhile.
@@ -152,6 +160,72 @@ def quantize_checked(
     return Quantized(blocks, sums, not_finite, overflow)
 
 
+def quantize_ternary(
+    weights: Array,
+    scale: float | None = None,
+    *,
+    element: str | None = None,
+    measure: bool = True,
+    threads: int | None = None,
+    out: Blocks | None = None,
+) -> Quantized:
+    """Encode a whole tensor as tq2_0: each run of 256 weights of a row a block of 66 bytes, w = scale * (code - 1).
+
+    The scale is the mean magnitude of all weights, rounded to fp32 and then to fp16; a weight whose magnitude is at
+    most half of the scale and 1e-5 becomes 0, others the scale with their sign (BitNet b1.58, arXiv 2402.17764). Blocks
+    of zeros store a scale of 0, so that the bytes are those that `gguf` writes for the rounded weights.
+
+    Args:
+        weights: [rows, columns], columns a multiple of 256.
+        scale: the whole tensor's, where `weights` are a part of it (`ternary_scale`); what is not finite is not looked
+            for then.
+        element, threads, out: as in `quantize`.
+        measure: sum the squares of errors and weights.
+
+    Returns blocks, uint8 [rows, columns / 256 * 66], with the scale; of weights that are not finite, or whose mean is
+    beyond half precision (`overflow` is the first block then), every block is zeros with scale NaN.
+
+    Raises:
+        ValueError: an unknown element, columns that are not whole blocks, a scale that is no number of half precision
+            or negative, threads out of range, an `out` of another shape.
+        TypeError: as `quantize`.
+
+    Other Python threads run meanwhile.
+    """
+    raw, element = _raw_weights(weights, element)
+    rows, width = raw.shape
+    row_bytes = _core.row_bytes("tq2_0", width // _ELEMENT_TYPES[element].itemsize)
+    blocks = np.empty((rows, row_bytes), np.uint8) if out is None else out
+    sums = np.empty((rows, 2)) if measure else None
+    used, not_finite = _core.quantize_ternary(element, raw, scale, _threads(threads), blocks, sums)
+    overflow = (0, 0) if not_finite is None and math.isinf(used) else None
+    return Quantized(blocks, sums, not_finite, overflow, used)
+
+
+def magnitude_sums(
+    weights: Array, *, element: str | None = None, threads: int | None = None
+) -> npt.NDArray[np.float64]:
+    """The sums of the magnitudes of each run of 256 weights of a row, float64 [rows, columns / 256].
+
+    They do not depend on threads or processor; a run with a weight that is NaN or infinite has one that is, too.
+
+    Raises:
+        ValueError, TypeError: as `quantize_ternary`.
+    """
+    raw, element = _raw_weights(weights, element)
+    blocks = _core.row_bytes("tq2_0", raw.shape[1] // _ELEMENT_TYPES[element].itemsize) // _core.row_bytes("tq2_0", 256)
+    sums = np.empty((len(raw), blocks))
+    _core.sum_magnitudes(element, raw, _threads(threads), sums)
+    return sums
+
+
+def ternary_scale(sums: npt.NDArray[np.float64]) -> float:
+    """The scale of a tensor whose runs of 256 weights have these `magnitude_sums` [rows, columns / 256]: a number of
+    half precision, or infinity where it is beyond that; NaN if a sum is.
+    """
+    return _core.ternary_scale(sums)
+
+
 def dequantize(
     format: str,
     blocks: Blocks,
@@ -163,13 +237,14 @@ def dequantize(
     """Decode blocks to the weights they stand for, bit for bit as ggml's Python package `gguf` does.
 
     Args:
-        format: one of those `quantize` lists.
+        format: one of those `quantize` lists, or "tq2_0".
         blocks: uint8 [rows, row bytes], row bytes a multiple of the format's block bytes.
         element: what to round the fp32 weights to, to nearest with ties to even.
         threads: the most to use, by default `default_threads()`; small matrices take one.
         out: an array of the result's shape and type to write to, or uint8 [rows, its bytes a row].
 
-    Returns [rows, row bytes / block bytes * 32] of float32, float16, or for "bf16" uint16 bits; `out` if given.
+    Returns [rows, row bytes / block bytes * weights of a block] of float32, float16, or for "bf16" uint16 bits; `out`
+    if given.
 
     Raises:
         ValueError: an unknown format or element, rows that are not whole blocks, an `out` of another shape.
@@ -196,13 +271,13 @@ def multiply_int8(
 ) -> npt.NDArray[np.float32]:
     """Multiply activations by packed rows, the activations rounded to int8 on the way: `values @ weights.T`.
 
-    Each run of 32 activations is rounded to whole multiples of its largest magnitude / 127, ties to even; products of
-    a block are added exactly, blocks in fp32 in ascending order. The result is the engine's, bit for bit, whatever
-    the number of threads and of rows of `values`. The blocks are read where they lie: besides `out` a call needs 1.25
-    bytes an activation and some 128 KiB a thread.
+    Each run of 32 activations, or for tq2_0 each token, is rounded to whole multiples of its largest magnitude / 127,
+    ties to even; products of a block are added exactly, blocks in fp32 in ascending order. The result is the engine's,
+    bit for bit, whatever the number of threads and of rows of `values`. The blocks are read where they lie: besides
+    `out` a call needs 1.25 bytes an activation and some 128 KiB a thread.
 
     Args:
-        format: one of those `quantize` lists.
+        format: one of those `quantize` lists, or "tq2_0".
         blocks: uint8 [rows, row bytes], row bytes a multiple of the format's block bytes.
         values: float32 [tokens, columns]. A token with one that is NaN or infinite has outputs NaN.
         threads: the most to use, by default `default_threads()`; small products take one.

@@ -2,7 +2,9 @@
 
 What a forward pass multiplies by are the packed bytes that will be written, by the products of `QuantLinear` and
 `QuantEmbedding`. Gradients pass straight through the rounding (Bengio et al. 2013, arXiv 1308.3432): a weight's is that
-of a float layer which sees the same activations, an input's that of the blocks.
+of a float layer which sees the same activations, an input's that of the blocks. Where activations are rounded with one
+scale a token, that rounding is part of the model, and a weight's gradient sees what came of it (BitNet b1.58, Ma et al.
+2024, arXiv 2402.17764); rounded in runs of 32 they are a way to compute, and gradients see them as they were.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from quantlab.formats import BlockFormat, PackedTensor
 from quantlab.nn.int8 import int8_linear
 from quantlab.nn.linear import checked_activations
 from quantlab.nn.packed_products import packed_linear, tiled_input_gradient, tiled_linear
+from quantlab.nn.token_int8 import TokenCodes, quantize_tokens
 
 
 class FakeQuantLinear(nn.Linear):
@@ -95,6 +98,11 @@ class FakeQuantLinear(nn.Linear):
             return self.product(input, blocks)
         return self.multiplied(input, blocks, tiled=False)
 
+    @property
+    def rounds_tokens(self) -> bool:
+        """Whether activations are rounded with one scale a token."""
+        return self.activations == "int8" and self.format.activations == "token"
+
     def product(self, input: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
         """`multiplied` with gradients."""
         return _FakeQuantProduct.apply(input, self.weight, self.bias, blocks, self)
@@ -152,13 +160,15 @@ class FakeQuantEmbedding(nn.Embedding):
 
     def packed_weight(self) -> PackedTensor:
         """The table's blocks."""
-        with torch.no_grad():  # a row's blocks do not depend on other rows
+        with torch.no_grad():
             return self.format.quantize(self.weight, self.name)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Integer ids [...] -> [..., embedding_dim]."""
         rows = F.embedding(input, self.weight, self.padding_idx)
-        if self.enabled:
+        if self.enabled and self.format.scale_of == "tensor":
+            rows = _Replaced.apply(rows, self.format.dequantize(self.packed_weight().blocks[input], rows.dtype))
+        elif self.enabled:  # a row's blocks do not depend on other rows
             rows = self.format.fake_quantize(rows.reshape(-1, self.embedding_dim)).reshape(rows.shape)
         rows = rows.to(self.output_dtype)
         return rows if self.scale is None else rows * torch.tensor(self.scale).to(rows.dtype)
@@ -183,6 +193,29 @@ def enable_fake_quant(model: nn.Module, enabled: bool) -> None:
         layer.enabled = enabled
 
 
+def kept_input(x: torch.Tensor, layer: FakeQuantLinear) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What a weight's gradient will need of a layer's input: x, or its codes and scales where tokens are rounded."""
+    return quantize_tokens(x) if layer.rounds_tokens else (x, None)
+
+
+def seen_input(kept: torch.Tensor, scales: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """The activations that met the weight, [tokens, in], of what `kept_input` gave."""
+    values = kept.to(dtype) if scales is None else TokenCodes(kept, scales).values(dtype)
+    return values.reshape(-1, kept.shape[-1])
+
+
+class _Replaced(torch.autograd.Function):
+    """Other values in place of these, whose gradient they pass on."""
+
+    @staticmethod
+    def forward(context: Any, values: torch.Tensor, others: torch.Tensor) -> torch.Tensor:  # Any: autograd's context
+        return others
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient, None
+
+
 class _FakeQuantProduct(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -193,7 +226,8 @@ class _FakeQuantProduct(torch.autograd.Function):
         blocks: torch.Tensor,
         layer: FakeQuantLinear,
     ) -> torch.Tensor:
-        context.save_for_backward(x if context.needs_input_grad[1] else None, blocks)
+        kept, scales = kept_input(x, layer) if context.needs_input_grad[1] else (None, None)
+        context.save_for_backward(kept, scales, blocks)
         context.format, context.transposed = layer.format, layer.transposed
         context.dtype, context.weight_dtype = x.dtype, weight.dtype
         context.bias_dtype = None if bias is None else bias.dtype
@@ -201,14 +235,14 @@ class _FakeQuantProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, blocks = context.saved_tensors
+        kept, scales, blocks = context.saved_tensors
         needs_x, needs_weight, needs_bias, *_ = context.needs_input_grad
         for_x = for_weight = for_bias = None
         if needs_x:
             for_x = tiled_input_gradient(gradient, blocks, context.format).to(context.dtype)
         rows = gradient.reshape(-1, gradient.shape[-1])
         if needs_weight:
-            inputs, outputs = (tensor.to(context.weight_dtype) for tensor in (x.reshape(-1, x.shape[-1]), rows))
+            inputs, outputs = seen_input(kept, scales, context.weight_dtype), rows.to(context.weight_dtype)
             for_weight = inputs.T @ outputs if context.transposed else outputs.T @ inputs
         if needs_bias:
             for_bias = rows.sum(dim=0).to(context.bias_dtype)

@@ -14,10 +14,10 @@ from torch import nn
 
 from quantlab.formats.arithmetic import lent_array
 from quantlab.native import adapters as native_adapters
-from quantlab.nn.fake_quant import FakeQuantLinear
+from quantlab.nn.fake_quant import FakeQuantLinear, kept_input, seen_input
 from quantlab.nn.packed_products import tiled_input_gradient
 
-TILE_WEIGHTS = 1 << 22  # of the rows whose sum is held in fp32 at a time
+TILE_WEIGHTS = 1 << 22  # of the rows whose sum is held in fp32 at a time, where blocks do not depend on one another
 
 
 class FakeQuantLoraLinear(FakeQuantLinear):
@@ -49,7 +49,7 @@ class FakeQuantLoraLinear(FakeQuantLinear):
     def pack(self) -> torch.Tensor:
         rows = self._rows().to("cpu", torch.float32)
         a, b = (factor.detach().to("cpu", torch.float32).contiguous() for factor in (self.lora_A, self.lora_B))
-        step = max(1, TILE_WEIGHTS // self.in_features)
+        step = max(1, TILE_WEIGHTS // self.in_features if self.format.scale_of == "block" else len(rows))
         tiles = [self._packed_tile(rows[i : i + step], a, b[i : i + step]) for i in range(0, len(rows), step)]
         return torch.cat(tiles).to(self.weight.device)
 
@@ -78,19 +78,19 @@ class _LoraProduct(torch.autograd.Function):
         blocks: torch.Tensor,
         layer: FakeQuantLoraLinear,
     ) -> torch.Tensor:
-        context.save_for_backward(x, a, b, blocks)
-        context.format, context.scale = layer.format, layer.scale
+        context.save_for_backward(*kept_input(x, layer), a, b, blocks)
+        context.format, context.scale, context.dtype = layer.format, layer.scale, x.dtype
         context.bias_dtype = None if bias is None else bias.dtype
         return layer.multiplied(x, blocks, tiled=True)
 
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, a, b, blocks = context.saved_tensors
+        kept, scales, a, b, blocks = context.saved_tensors
         for_x = for_bias = None
         if context.needs_input_grad[0]:
-            for_x = tiled_input_gradient(gradient, blocks, context.format).to(x.dtype)
+            for_x = tiled_input_gradient(gradient, blocks, context.format).to(context.dtype)
         rows = gradient.reshape(-1, gradient.shape[-1]).to(a.dtype)
-        inputs = x.reshape(-1, x.shape[-1]).to(a.dtype)
+        inputs = seen_input(kept, scales, a.dtype)
         for_a = context.scale * ((rows @ b).T @ inputs)
         for_b = context.scale * (rows.T @ (inputs @ a.T))
         if context.bias_dtype is not None and context.needs_input_grad[1]:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from quantlab.formats import BlockFormat, PackedTensor
-from quantlab.formats.blocks import BLOCK_SIZE
+from quantlab.formats.blocks import BLOCK_SIZE, check_own_scales
 from quantlab.formats.parts import codes_of, scales_of, with_codes, with_scales
 from quantlab.nn.embedding import QuantEmbedding
 from quantlab.nn.linear import QuantLinear
@@ -43,6 +43,9 @@ class LearnableBlocks(nn.Module):
     Args:
         packed: the blocks to start from; they are shared and never changed.
         train_codes: whether there is a `latent`.
+
+    Raises:
+        InputError: the format has one scale a tensor.
     """
 
     blocks: torch.Tensor
@@ -52,6 +55,7 @@ class LearnableBlocks(nn.Module):
 
     def __init__(self, packed: PackedTensor, train_codes: bool = False) -> None:
         super().__init__()
+        check_own_scales(packed.format, "training scales", "quantize the model to another format, or train its weights")
         self.format = packed.format
         d, m = scales_of(packed.blocks, packed.format)
         codes = codes_of(packed.blocks, packed.format)

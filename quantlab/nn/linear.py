@@ -23,13 +23,14 @@ class QuantLinear(nn.Linear):
     wanted, large layers are multiplied in tiles (`tiled_linear`), and the last bits may differ from the float layer's;
     without gradients they are the same. Subclassing nn.Linear lets peft's `all-linear` find it.
 
-    With `activations="int8"` the input is rounded in runs of 32 and multiplied straight from the blocks, as the native
-    engine does it, bit for bit (`int8_linear`). That works on CPU alone. The input's gradient is that of float
+    With `activations="int8"` the input is rounded in runs of 32, or in whole tokens if the format has it so, and
+    multiplied straight from the blocks, as the native engine does it, bit for bit (`int8_linear`). That works on CPU
+    alone, with whole tokens elsewhere too, up to the last bits. The input's gradient is that of float
     activations: rounding passes it straight through, as in quantization-aware training. The attribute may be set at
     any time (`set_activations` does for a whole model); it is a way to compute and is not saved.
 
     Args:
-        in_features: columns of W, a multiple of 32.
+        in_features: columns of W, a multiple of the format's block size.
         out_features: rows of W.
         bias: whether there is a bias, of `dtype`.
         format: the weight's block format.

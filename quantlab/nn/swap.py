@@ -112,7 +112,8 @@ def fake_quantize_modules(
 
     Args:
         formats: by the weights' full names; levels count.
-        activations: of linear layers.
+        activations: of linear layers; with "auto" int8 on a CPU and, with formats whose activations have one scale a
+            token, everywhere.
         dtype: of the embedding's output; that of its weight if not given.
 
     Returns:
@@ -129,7 +130,11 @@ def fake_quantize_modules(
         replacement: nn.Module
         if type(module) is nn.Linear or isinstance(module, Conv1D):
             replacement = FakeQuantLinear(
-                module, format, transposed=isinstance(module, Conv1D), activations=activations, name=full
+                module,
+                format,
+                transposed=isinstance(module, Conv1D),
+                activations=_trained_activations(activations, format, module.weight.device),
+                name=full,
             )
         elif isinstance(module, nn.Embedding):
             scale = _embedding_scale(module)
@@ -141,6 +146,12 @@ def fake_quantize_modules(
         model.set_submodule(name, replacement)
         swapped.append(name)
     return swapped
+
+
+def _trained_activations(asked: str, format: BlockFormat, device: torch.device) -> str:
+    if asked != "auto":
+        return asked
+    return "int8" if device.type == "cpu" or format.activations == "token" else "float"
 
 
 def restore_modules(model: PreTrainedModel, dtype: torch.dtype) -> None:

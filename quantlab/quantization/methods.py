@@ -12,6 +12,7 @@ import torch
 from quantlab import native
 from quantlab.errors import InputError
 from quantlab.formats import BlockFormat, PackedTensor, format_named
+from quantlab.formats.blocks import check_own_scales
 from quantlab.native.quantizers import SecondMoment, weighted_squares
 from quantlab.quantization.gptq import damped_factor, feedback_blocks, in_fp32_range, processing_order
 from quantlab.quantization.refit import refit_blocks
@@ -67,12 +68,15 @@ def quantize_weight(
         descent_sweeps: of `gptq`: passes of coordinate descent over the codes after each refit.
 
     Raises:
-        InputError: a shape that does not fit the format, NaN or infinity in the weight or in the statistics, statistics
-            of another shape, a scale beyond fp16, levels out of range.
+        InputError: a format with one scale a tensor for a method but `rtn`, a shape that does not fit the format, NaN
+            or infinity in the weight or in the statistics, statistics of another shape, a scale beyond fp16, levels out
+            of range.
     """
     chosen = format_named(format).with_levels(levels)
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}; choose one of: {', '.join(METHODS)}")
+    if method != "rtn":
+        check_own_scales(chosen, f"{name}: method {method}", "use rtn")
     nearest = chosen.quantize(weight, name)  # finds everything that is wrong with a weight
     if statistics is not None:
         statistics.check(weight.shape[1], name)

@@ -10,6 +10,7 @@ from typing import Any
 from quantlab.checkpoint.families import Family
 from quantlab.errors import InputError
 from quantlab.formats import FORMATS, BlockFormat, Recipe, format_named
+from quantlab.formats.blocks import ALIASES
 
 VOCABULARY_FORMAT = "q8_0"  # small models lose most through embedding and head; large ones barely grow
 KEPT = ("none", "float")  # a file's words, beside null, for a tensor that stays as it is
@@ -42,7 +43,7 @@ def _uniformly(name: str) -> Callable[[Family], Recipe]:
 
 
 PRESETS: dict[str, Callable[[Family], Recipe]] = {
-    **{name: _uniformly(name) for name in FORMATS},
+    **{name: _uniformly(name) for name in (*FORMATS, *ALIASES)},
     "q4_1-mixed": mixed_recipe,
 }
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
-import resource
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,27 +14,29 @@ from typing import TYPE_CHECKING, Any
 from quantlab.adapters.adapter import Training
 from quantlab.adapters.peft_folder import write_adapter_files
 from quantlab.calibration.heap import return_large_pieces
-from quantlab.checkpoint import TensorEntry, load_tokenizer, open_checkpoint, open_writer
+from quantlab.checkpoint import TensorEntry, open_writer
 from quantlab.checkpoint.atomic import atomic_folder
-from quantlab.checkpoint.chat_text import chat_template
 from quantlab.checkpoint.checkpoint import Checkpoint
-from quantlab.checkpoint.checksums import model_digest
-from quantlab.checkpoint.export import check_beside
-from quantlab.errors import InputError
 from quantlab.training.adapted_model import check_base, fusion_of, peft_config_fields, trained_adapter, with_adapter
-from quantlab.training.checkpoints import newest_complete, step_of
-from quantlab.training.finetune_settings import CHECKPOINTING_FROM, FinetuneSettings
-from quantlab.training.finetune_work import CHECKPOINTS, check_folders, check_same_run, explained, tidy, work_of
-from quantlab.training.prepared import DataSettings, PreparedData, prepare_data
-from quantlab.training.surroundings import check_packages, chosen_device, is_first_process, refuse_sharding_on_cpu
-from quantlab.training.text_labels import with_end_token
+from quantlab.training.finetune_settings import FinetuneSettings
+from quantlab.training.finetune_work import check_same_run, tidy
+from quantlab.training.prepared import DataSettings
+from quantlab.training.surroundings import is_first_process
+from quantlab.training.tuning import (
+    LOG,
+    Request,
+    Tuning,
+    checked,
+    explained_failures,
+    open_model,
+    peak_rss_bytes,
+    train_to_the_end,
+    tuning_trainer,
+)
 
 if TYPE_CHECKING:
-    from quantlab.training.batches import SampleSet
     from quantlab.training.trainer import NextTokenTrainer, Progress
 
-logger = logging.getLogger(__name__)
-LOG = "training_log.json"
 LOGGERS_FOLDER = "runs"  # transformers' name for tensorboard's files
 
 
@@ -63,18 +62,6 @@ class FinetuneResult:
     method: str
     seconds: float
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Run:
-    checkpoint: Checkpoint
-    modules: list[str]
-    settings: FinetuneSettings
-    data: PreparedData
-    work: Path
-    digest: str
-    device: str
-    base: str
 
 
 def finetune(
@@ -109,190 +96,73 @@ def finetune(
             in `<out>.training` without `resume`, or of another run.
         TrainingFailedError: the loss became NaN, or memory or the disk is too small.
     """
-    settings, data, out = settings or FinetuneSettings(), Path(data), Path(out)
-    check_packages(settings)
-    work = work_of(out)
-    checkpoint = open_checkpoint(model)
-    check_beside(checkpoint, out)
+    settings = settings or FinetuneSettings()
+    request = Request(model, Path(data), Path(out), data_settings, template, end_token, device, resume, overwrite)
+    checkpoint = open_model(request, settings)
     modules = check_base(checkpoint, settings)
-    check_context(checkpoint, settings)
-    check_folders(data, out, work, resume, overwrite)
-    data_settings = data_settings or DataSettings(context=settings.context, held_out=None)
-    prepared = prepared_rows(model, data, data_settings, template, end_token)
-    check_held_out(settings, prepared)
-    run = _Run(
-        checkpoint, modules, settings, prepared, work, model_digest(checkpoint), chosen_device(device), _name(model)
-    )
-    refuse_sharding_on_cpu(run.device)
-    check_same_run(work, _identity(run))
-    try:
-        return _train(run, model, out, overwrite, progress)
-    except BaseException as error:
-        failure = explained(error, work) if isinstance(error, Exception) else None
-        tidy(work)
-        if failure is not None:
-            raise failure from None
-        raise
+    tuning = checked(request, checkpoint, settings)
+    check_same_run(tuning.work, tuning.identity(settings=dataclasses.asdict(settings)))
+    with explained_failures(tuning.work, tidy):
+        return _train(tuning, modules, progress)
 
 
-def _name(model: str | Path) -> str:
-    """What adapter_config.json calls the base: a place that holds in any folder, or a hub id."""
-    path = Path(model).expanduser()
-    return os.path.abspath(path) if path.exists() else str(model)  # noqa: PTH100 links keep their names
-
-
-def prepared_rows(
-    model: str | Path, data: Path, settings: DataSettings, template: str | None, end_token: str | None
-) -> PreparedData:
-    """`prepare_data` with the model's tokenizer, and its chat template and end token or the given ones."""
-    tokenizer = load_tokenizer(model)
-    known = tokenizer.eos
-    if end_token is not None:
-        tokenizer = with_end_token(tokenizer, end_token)
-    prepared = prepare_data(data, tokenizer, chat_template(model) if template is None else template, settings)
-    if not tokenizer.eos <= known:
-        prepared.notes.append(
-            f"texts end with {end_token!r} in training, and {model} does not stop there by itself: "
-            f"name it as eos_token_id in its generation_config.json, or generate with --stop"
-        )
-    return prepared
-
-
-def check_context(checkpoint: Checkpoint, settings: FinetuneSettings) -> None:
-    """Refuse samples longer than the model's positions.
-
-    Raises:
-        InputError: they are.
-    """
-    limit = checkpoint.config.get("max_position_embeddings", checkpoint.config.get("n_positions"))
-    if isinstance(limit, int) and settings.context > limit:
-        raise InputError(f"--context {settings.context}: the model has {limit} positions")
-
-
-def check_held_out(settings: FinetuneSettings, data: PreparedData) -> None:
-    """Refuse to stop early by rows that are not there.
-
-    Raises:
-        InputError: none are held out.
-    """
-    if settings.early_stopping is not None and not data.valid:
-        raise InputError(
-            "--early-stopping: no rows are held out to judge by; give --eval-split, or a folder with a valid file"
-        )
-
-
-def _identity(run: _Run) -> dict[str, Any]:
-    """What a resumed run must have in common with the one that began."""
-    import torch
-
-    from quantlab.training.trainer import processes
-
-    return {
-        "model": run.digest,
-        "data": run.data.digest,
-        "settings": dataclasses.asdict(run.settings),
-        "threads": torch.get_num_threads(),
-        "processes": processes(),
-        "device": run.device,
-    }
-
-
-def _train(run: _Run, source: str | Path, out: Path, overwrite: bool, progress: Progress | None) -> FinetuneResult:
+def _train(tuning: Tuning, modules: list[str], progress: Progress | None) -> FinetuneResult:
     from transformers import set_seed
 
     from quantlab.training.trainer import losses_of
 
-    set_seed(run.settings.seed)
-    model = _model(run, source)
-    newest = newest_complete(run.work / CHECKPOINTS)
-    trainer = _trainer(run, model, newest is None, progress)
-    summary = trainer.train(resume_from_checkpoint=None if newest is None else str(newest)).metrics
-    after = trainer.evaluate()["eval_loss"] if run.data.valid else None
-    tested = _test_loss(trainer, run.data)
+    set_seed(tuning.settings.seed)
+    model = _model(tuning, modules)
+    trainer = tuning_trainer(tuning, model, progress)
+    trained = train_to_the_end(tuning, trainer)
+    after = trainer.evaluate()["eval_loss"] if tuning.data.valid else None
+    tested = _test_loss(trainer, tuning)
     history = trainer.state.log_history
-    losses, evaluations = losses_of(history, "loss"), losses_of(history, "eval_loss")
-    first_step = 0 if newest is None else step_of(newest) or 0
-    tokens = step_tokens(trainer) * trainer.state.global_step
-    trained = [p.numel() for p in model.parameters() if p.requires_grad]
+    evaluations = losses_of(history, "eval_loss")
     result = FinetuneResult(
-        steps=trainer.state.global_step,
-        train_loss=losses[-1] if losses else summary["train_loss"],
+        **dataclasses.asdict(trained),
         eval_loss=after,
         eval_loss_before=evaluations[0] if evaluations else None,
         test_loss=tested,
-        trainable_parameters=sum(trained),
-        parameters=run.checkpoint.parameters,
-        training_tokens=int(tokens),
-        tokens_per_second=step_tokens(trainer) * (trainer.state.global_step - first_step) / summary["train_runtime"],
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        adapter=str(out),
-        method="merge-aware" if run.settings.merge_aware else run.settings.method,
-        seconds=summary["train_runtime"],
-        notes=tuple(run.data.notes),
+        trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        parameters=tuning.checkpoint.parameters,
+        peak_rss_bytes=peak_rss_bytes(),
+        adapter=str(tuning.out),
+        method="merge-aware" if tuning.settings.merge_aware else tuning.settings.method,
+        notes=tuple(tuning.data.notes),
     )
     if is_first_process():
-        _write(run, model, out, overwrite, history, result)
-        _keep_logs(run.work / CHECKPOINTS / LOGGERS_FOLDER, out / LOGGERS_FOLDER)
-        shutil.rmtree(run.work)
+        _write(tuning, model, history, result)
+        _keep_logs(tuning.checkpoints / LOGGERS_FOLDER, tuning.out / LOGGERS_FOLDER)
+        shutil.rmtree(tuning.work)
     return result
 
 
-def _test_loss(trainer: NextTokenTrainer, data: PreparedData) -> float | None:
+def _test_loss(trainer: NextTokenTrainer, tuning: Tuning) -> float | None:
     from quantlab.training.batches import unpacked
 
-    return trainer.evaluate(unpacked(data.test), metric_key_prefix="test")["test_loss"] if data.test else None
+    test = tuning.data.test
+    return trainer.evaluate(unpacked(test), metric_key_prefix="test")["test_loss"] if test else None
 
 
-def _model(run: _Run, source: str | Path) -> Any:  # Any: transformers' model, or peft's around it
+def _model(tuning: Tuning, modules: list[str]) -> Any:  # Any: transformers' model, or peft's around it
     import torch
 
     from quantlab.loading import load_model
     from quantlab.training.next_token_loss import computes_loss
 
     return_large_pieces()
-    settings = run.settings
-    can_int8 = run.device == "cpu" and any(run.checkpoint.format(name) is not None for name in run.checkpoint.names)
+    settings, checkpoint = tuning.settings, tuning.checkpoint
+    can_int8 = tuning.device == "cpu" and any(checkpoint.format(name) is not None for name in checkpoint.names)
     activations = ("int8" if can_int8 else "float") if settings.activations == "auto" else settings.activations
     dtype = getattr(torch, settings.dtype)
-    model = load_model(source, dtype=dtype, device=run.device, activations=activations)
+    model = load_model(tuning.source, dtype=dtype, device=tuning.device, activations=activations)
     if settings.method == "full":
         model.requires_grad_(True)
         computes_loss(model)
         return model
     computes_loss(model)
-    return with_adapter(model, run.checkpoint, run.modules, settings)
-
-
-def _trainer(run: _Run, model: Any, is_fresh: bool, progress: Progress | None) -> NextTokenTrainer:
-    from quantlab.training.batches import unpacked
-    from quantlab.training.trainer import make_trainer
-
-    chosen = run.settings.gradient_checkpointing
-    return make_trainer(
-        model,
-        run.settings,
-        _sample_set(run),
-        unpacked(run.data.valid) if run.data.valid else None,
-        run.work / CHECKPOINTS,
-        on_cpu=run.device == "cpu",
-        pad=0,  # any id will do: no sample sees the padding, and it carries no loss
-        gradient_checkpointing=run.checkpoint.parameters >= CHECKPOINTING_FROM if chosen is None else chosen,
-        evaluate_first=is_fresh,
-        progress=progress,
-    )
-
-
-def _sample_set(run: _Run) -> SampleSet:
-    from quantlab.training.batches import packed, unpacked
-
-    return packed(run.data.train, run.settings.context) if run.settings.packing else unpacked(run.data.train)
-
-
-def step_tokens(trainer: NextTokenTrainer) -> float:
-    """Tokens of a step, on average."""
-    train = trainer.train_dataset
-    per_item = train.tokens / len(train)
-    return per_item * trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * trainer.args.world_size
+    return with_adapter(model, checkpoint, modules, settings)
 
 
 def _keep_logs(folder: Path, destination: Path) -> None:
@@ -301,35 +171,40 @@ def _keep_logs(folder: Path, destination: Path) -> None:
         shutil.move(folder, destination)
 
 
-def _write(
-    run: _Run, model: Any, out: Path, overwrite: bool, history: Sequence[dict[str, Any]], result: FinetuneResult
-) -> None:
+def _write(tuning: Tuning, model: Any, history: Sequence[dict[str, Any]], result: FinetuneResult) -> None:
+    checkpoint, settings = tuning.checkpoint, tuning.settings
     log = json.dumps(
         {
             "result": dataclasses.asdict(result),
-            "settings": dataclasses.asdict(run.settings),
-            "model": str(run.checkpoint.path),
-            "model_digest": run.digest,
-            "data_digest": run.data.digest,
+            "settings": dataclasses.asdict(settings),
+            "model": str(checkpoint.path),
+            "model_digest": tuning.digest,
+            "data_digest": tuning.data.digest,
             "log": list(history),
         },
         indent=2,
     )
-    if run.settings.method == "full":
-        _write_model(run.checkpoint, model, out, overwrite, log)
+    if settings.method == "full":
+        _write_model(checkpoint, model, tuning.out, tuning.overwrite, log)
         return
-    fusion = fusion_of(run.settings)
+    fusion = fusion_of(settings)
     training = Training(
-        base=run.digest,
+        base=tuning.digest,
         regrid=fusion is not None and fusion.regrid,
         levels=None if fusion is None else fusion.levels,
-        device=run.device,
-        vocabulary=run.checkpoint.config.get("vocab_size", 0),
+        device=tuning.device,
+        vocabulary=checkpoint.config.get("vocab_size", 0),
     )
-    adapter = trained_adapter(model, run.checkpoint, run.settings, training)
-    with atomic_folder(out, overwrite) as folder:
-        write_adapter_files(adapter, peft_config_fields(model, run.base), folder)
+    adapter = trained_adapter(model, checkpoint, settings, training)
+    with atomic_folder(tuning.out, tuning.overwrite) as folder:
+        write_adapter_files(adapter, peft_config_fields(model, _name(tuning.source)), folder)
         (folder / LOG).write_text(log + "\n", encoding="utf-8")
+
+
+def _name(model: str | Path) -> str:
+    """What adapter_config.json calls the base: a place that holds in any folder, or a hub id."""
+    path = Path(model).expanduser()
+    return os.path.abspath(path) if path.exists() else str(model)  # noqa: PTH100 links keep their names
 
 
 def _write_model(checkpoint: Checkpoint, model: Any, out: Path, overwrite: bool, log: str) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
+import os
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +17,26 @@ from quantlab.checkpoint.checkpoint import Checkpoint
 from quantlab.checkpoint.checksums import model_digest
 from quantlab.checkpoint.export import check_beside
 from quantlab.errors import InputError
-from quantlab.training.checkpoints import newest_complete, step_of
-from quantlab.training.finetune import check_context, check_held_out, prepared_rows, step_tokens
-from quantlab.training.finetune_settings import CHECKPOINTING_FROM, FinetuneSettings
-from quantlab.training.finetune_work import CHECKPOINTS, check_folders, check_same_run, explained, tidy, work_of
-from quantlab.training.prepared import DataSettings, PreparedData
+from quantlab.training.finetune_settings import FinetuneSettings
+from quantlab.training.finetune_work import check_same_run, tidy
+from quantlab.training.prepared import DataSettings
 from quantlab.training.qat_plan import QatPlan, plan_qat
 from quantlab.training.qat_settings import FORMAT, QatSettings
-from quantlab.training.surroundings import check_packages, chosen_device, is_first_process, refuse_sharding_on_cpu
+from quantlab.training.surroundings import is_first_process
+from quantlab.training.tuning import (
+    Request,
+    Tuning,
+    checked,
+    explained_failures,
+    open_model,
+    peak_rss_bytes,
+    train_to_the_end,
+    tuning_trainer,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from quantlab.training.batches import SampleSet
     from quantlab.training.distillation import HeldOut
     from quantlab.training.qat_model import QatModel
     from quantlab.training.trainer import NextTokenTrainer, Progress
@@ -72,26 +78,15 @@ class QatResult:
 
 @dataclass(frozen=True)
 class _Run:
-    source: str | Path
-    checkpoint: Checkpoint
+    tuning: Tuning
     teacher: str | Path | None
     plan: QatPlan
     qat: QatSettings
-    settings: FinetuneSettings
-    data: PreparedData
-    work: Path
-    device: str
 
     @property
     def is_float(self) -> bool:
         """Whether the model came unquantized."""
-        return self.checkpoint.recipe is None
-
-    def held_out(self) -> SampleSet | None:
-        """The rows to evaluate on."""
-        from quantlab.training.batches import unpacked
-
-        return unpacked(self.data.valid) if self.data.valid else None
+        return self.tuning.checkpoint.recipe is None
 
 
 def qat(
@@ -132,37 +127,24 @@ def qat(
             without `resume`, or of another run.
         TrainingFailedError: loss or weights became NaN or too large for the format, or memory or the disk is too small.
     """
-    chosen, data, out = settings or QatSettings(), Path(data), Path(out)
-    tuning = chosen.training(training or FinetuneSettings())
-    check_packages(tuning)
-    work = work_of(out)
-    checkpoint = open_checkpoint(model)
-    check_beside(checkpoint, out)
-    plan = plan_qat(checkpoint, chosen, tuning)
-    check_context(checkpoint, tuning)
-    digest = None if teacher is None else _checked_teacher(checkpoint, model, teacher, out, tuning)
-    check_folders(data, out, work, resume, overwrite)
-    data_settings = data_settings or DataSettings(context=tuning.context, held_out=None)
-    prepared = prepared_rows(model, data, data_settings, template, end_token)
-    check_held_out(tuning, prepared)
-    run = _Run(model, checkpoint, teacher, plan, chosen, tuning, prepared, work, chosen_device(device))
-    _refuse_sharding(run.device)
+    chosen = settings or QatSettings()
+    tuned = chosen.training(training or FinetuneSettings())
+    request = Request(model, Path(data), Path(out), data_settings, template, end_token, device, resume, overwrite)
+    checkpoint = open_model(request, tuned)
+    plan = plan_qat(checkpoint, chosen, tuned)
+    digest = None if teacher is None else _checked_teacher(checkpoint, model, teacher, request.out, tuned)
+    run = _Run(checked(request, checkpoint, tuned), teacher, plan, chosen)
+    _refuse_sharding()
     _check_warmup(run)
-    check_same_run(work, _identity(run, digest))
-    try:
-        return _train(run, out, overwrite, progress)
-    except BaseException as error:
-        failure = explained(error, work) if isinstance(error, Exception) else None
-        _tidy(run)
-        if failure is not None:
-            raise failure from None
-        raise
+    check_same_run(run.tuning.work, _identity(run, digest))
+    with explained_failures(run.tuning.work, lambda work: _tidy(run, work)):
+        return _train(run, progress)
 
 
-def _tidy(run: _Run) -> None:
+def _tidy(run: _Run, work: Path) -> None:
     """After a run that did not end; first codes that took calibration are kept for `resume`."""
-    if run.qat.method == "rtn" or not any(run.work.glob(f"{START}*")):
-        tidy(run.work)
+    if run.qat.method == "rtn" or not any(work.glob(f"{START}*")):
+        tidy(work)
 
 
 def _checked_teacher(
@@ -177,10 +159,7 @@ def _checked_teacher(
     return model_digest(other)
 
 
-def _refuse_sharding(device: str) -> None:
-    import os
-
-    refuse_sharding_on_cpu(device)
+def _refuse_sharding() -> None:
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes"):
         raise InputError("FSDP cannot shard weights that are packed for every product; train data-parallel, or on one")
 
@@ -188,94 +167,71 @@ def _refuse_sharding(device: str) -> None:
 def _check_warmup(run: _Run) -> None:
     from quantlab.training.trainer import planned_steps
 
-    steps = planned_steps(run.settings, len(_sample_set(run)))
+    steps = planned_steps(run.tuning.settings, len(run.tuning.samples()))
     if run.qat.float_steps >= steps:
         raise InputError(f"--float-steps {run.qat.float_steps}: the run has {steps} steps, and none would be quantized")
 
 
 def _identity(run: _Run, teacher_digest: str | None) -> dict[str, Any]:
     """What a resumed run must have in common with the one that began."""
-    import torch
-
-    from quantlab.training.trainer import processes
-
-    return {
-        "model": model_digest(run.checkpoint),
-        "teacher": teacher_digest,
-        "data": run.data.digest,
-        "formats": {name: [format.name, format.levels] for name, format in run.plan.formats.items()},
-        "settings": [dataclasses.asdict(settings) for settings in (run.qat, run.settings)],
-        "threads": torch.get_num_threads(),
-        "processes": processes(),
-        "device": run.device,
-    }
+    return run.tuning.identity(
+        teacher=teacher_digest,
+        formats={name: [format.name, format.levels] for name, format in run.plan.formats.items()},
+        settings=[dataclasses.asdict(settings) for settings in (run.qat, run.tuning.settings)],
+    )
 
 
-def _sample_set(run: _Run) -> SampleSet:
-    from quantlab.training.batches import packed, unpacked
-
-    return packed(run.data.train, run.settings.context) if run.settings.packing else unpacked(run.data.train)
-
-
-def _train(run: _Run, out: Path, overwrite: bool, progress: Progress | None) -> QatResult:
+def _train(run: _Run, progress: Progress | None) -> QatResult:
     from transformers import set_seed
 
-    from quantlab.training.trainer import losses_of
-
     return_large_pieces()
+    tuning = run.tuning
     start = _start(run)
-    set_seed(run.settings.seed)
+    set_seed(tuning.settings.seed)
     prepared = _model(run, start)
     teacher = None if run.teacher is None else _reference(run)
     before = _figures_before(run, prepared, teacher)
-    newest = newest_complete(run.work / CHECKPOINTS)
-    trainer = _trainer(run, prepared.model, teacher, newest is None, progress)
-    summary = trainer.train(resume_from_checkpoint=None if newest is None else str(newest)).metrics
+    trainer = _trainer(run, prepared.model, teacher, progress)
+    trained = train_to_the_end(tuning, trainer)
     after, tested = _figures(run, prepared, teacher), _test_loss(run, prepared)
-    losses = losses_of(trainer.state.log_history, "loss")
-    first_step, steps = 0 if newest is None else step_of(newest) or 0, trainer.state.global_step
     result = QatResult(
-        steps=steps,
-        train_loss=losses[-1] if losses else summary["train_loss"],
+        **dataclasses.asdict(trained),
         eval_loss=None if after is None else after.loss,
         eval_loss_before=None if before is None else before.loss,
         test_loss=tested,
         kld_before=None if before is None else before.kld,
         kld_after=None if after is None else after.kld,
         trainable_parameters=sum(p.numel() for p in prepared.model.parameters() if p.requires_grad),
-        parameters=run.checkpoint.parameters,
-        training_tokens=int(step_tokens(trainer) * steps),
-        tokens_per_second=step_tokens(trainer) * (steps - first_step) / summary["train_runtime"],
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        parameters=tuning.checkpoint.parameters,
+        peak_rss_bytes=peak_rss_bytes(),
         bytes=0,
-        out=str(out),
+        out=str(tuning.out),
         train=run.qat.train,
-        seconds=summary["train_runtime"],
-        notes=(*run.plan.notes, *run.data.notes),
+        notes=(*run.plan.notes, *tuning.data.notes),
     )
     if is_first_process():
         from quantlab.training.qat_writing import write_trained
 
         account = _account(run, trainer.state.log_history)
-        result = write_trained(start, prepared, run.plan, run.qat, result, account, out, overwrite)
-        shutil.rmtree(run.work)
+        result = write_trained(start, prepared, run.plan, run.qat, result, account, tuning.out, tuning.overwrite)
+        shutil.rmtree(tuning.work)
     return result
 
 
 def _start(run: _Run) -> Checkpoint:
     """The model to train: with frozen codes a quantized one, made in the work folder if it did not come so."""
     if not run.qat.trains_scales or not run.is_float:
-        return run.checkpoint
+        return run.tuning.checkpoint
     import torch
 
     from quantlab.calibration.calibrated import CalibrationOptions
     from quantlab.calibration.quantize import quantize_checkpoint
     from quantlab.calibration.work_folder import work_folder_of
 
-    start, qat = run.work / START, run.qat
+    start, qat = run.tuning.work / START, run.qat
     if not (start / "config.json").is_file() and is_first_process():
         quantize_checkpoint(
-            run.source,
+            run.tuning.source,
             start,
             format=qat.format or FORMAT,
             uniform=qat.uniform,
@@ -298,10 +254,11 @@ def _wait_for_others() -> None:
 def _model(run: _Run, start: Checkpoint) -> QatModel:
     from quantlab.training.qat_model import float_model_for_qat, packed_model_for_qat
 
+    settings, device = run.tuning.settings, run.tuning.device
     if run.qat.trains_scales:
         only = run.qat.train == "minimums"
-        return packed_model_for_qat(start.path, run.settings, run.device, minimums_only=only)
-    return float_model_for_qat(run.source, run.plan, run.settings, run.device)
+        return packed_model_for_qat(start.path, settings, device, minimums_only=only)
+    return float_model_for_qat(run.tuning.source, run.plan, settings, device)
 
 
 def _reference(run: _Run) -> PreTrainedModel | None:
@@ -312,28 +269,30 @@ def _reference(run: _Run) -> PreTrainedModel | None:
 
     if run.teacher is None and not run.is_float:
         return None
-    source = run.source if run.teacher is None else run.teacher
-    return load_model(source, dtype=getattr(torch, run.settings.dtype), device=run.device).requires_grad_(False)
+    source = run.tuning.source if run.teacher is None else run.teacher
+    dtype = getattr(torch, run.tuning.settings.dtype)
+    return load_model(source, dtype=dtype, device=run.tuning.device).requires_grad_(False)
 
 
 def _figures(run: _Run, prepared: QatModel, teacher: PreTrainedModel | None) -> HeldOut | None:
     """Of the model as it stands; without a teacher, the original is in memory for the moment."""
     from quantlab.training.distillation import held_out_figures
 
-    held_out = run.held_out()
+    held_out = run.tuning.held_out()
     if held_out is None:
         return None
     reference = _reference(run) if teacher is None else teacher
-    return held_out_figures(prepared.model, held_out, run.settings.batch_size, reference)
+    return held_out_figures(prepared.model, held_out, run.tuning.settings.batch_size, reference)
 
 
 def _test_loss(run: _Run, prepared: QatModel) -> float | None:
     from quantlab.training.batches import unpacked
     from quantlab.training.distillation import held_out_figures
 
-    if not run.data.test:
+    test = run.tuning.data.test
+    if not test:
         return None
-    return held_out_figures(prepared.model, unpacked(run.data.test), run.settings.batch_size, None).loss
+    return held_out_figures(prepared.model, unpacked(test), run.tuning.settings.batch_size, None).loss
 
 
 def _figures_before(run: _Run, prepared: QatModel, teacher: PreTrainedModel | None) -> HeldOut | None:
@@ -341,7 +300,7 @@ def _figures_before(run: _Run, prepared: QatModel, teacher: PreTrainedModel | No
     from quantlab.checkpoint.atomic import atomic_file
     from quantlab.training.distillation import HeldOut
 
-    file = run.work / BEFORE
+    file = run.tuning.work / BEFORE
     if file.is_file():
         said = json.loads(file.read_text(encoding="utf-8"))
         return None if said is None else HeldOut(**said)
@@ -353,26 +312,13 @@ def _figures_before(run: _Run, prepared: QatModel, teacher: PreTrainedModel | No
 
 
 def _trainer(
-    run: _Run, model: PreTrainedModel, teacher: PreTrainedModel | None, is_fresh: bool, progress: Progress | None
+    run: _Run, model: PreTrainedModel, teacher: PreTrainedModel | None, progress: Progress | None
 ) -> NextTokenTrainer:
     from quantlab.training.distillation import Student
     from quantlab.training.qat_trainer import FloatWarmup, QatTrainer
-    from quantlab.training.trainer import make_trainer
 
-    chosen = run.settings.gradient_checkpointing
-    trainer = make_trainer(
-        Student(model, teacher, run.qat.temperature),
-        run.settings,
-        _sample_set(run),
-        run.held_out(),
-        run.work / CHECKPOINTS,
-        on_cpu=run.device == "cpu",
-        pad=0,  # any id will do: no sample sees the padding, and it carries no loss
-        gradient_checkpointing=run.checkpoint.parameters >= CHECKPOINTING_FROM if chosen is None else chosen,
-        evaluate_first=is_fresh,
-        progress=progress,
-        kind=QatTrainer,
-    )
+    student = Student(model, teacher, run.qat.temperature)
+    trainer = tuning_trainer(run.tuning, student, progress, QatTrainer)
     trainer.add_callback(FloatWarmup(model, run.qat.float_steps))
     return trainer
 
@@ -380,10 +326,10 @@ def _trainer(
 def _account(run: _Run, history: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What training_log.json says beside the result."""
     return {
-        "settings": {"qat": dataclasses.asdict(run.qat), "training": dataclasses.asdict(run.settings)},
-        "model": str(run.checkpoint.path),
-        "model_digest": model_digest(run.checkpoint),
+        "settings": {"qat": dataclasses.asdict(run.qat), "training": dataclasses.asdict(run.tuning.settings)},
+        "model": str(run.tuning.checkpoint.path),
+        "model_digest": run.tuning.digest,
         "teacher": None if run.teacher is None else str(run.teacher),
-        "data_digest": run.data.digest,
+        "data_digest": run.tuning.data.digest,
         "log": list(history),
     }

@@ -43,11 +43,10 @@ def float_model_for_qat(source: str | Path, plan: QatPlan, settings: FinetuneSet
         InputError: the model cannot be loaded, or a weight cannot be packed.
     """
     dtype = getattr(torch, settings.dtype)
-    activations = ("int8" if device == "cpu" else "float") if settings.activations == "auto" else settings.activations
-    if activations == "int8" and device != "cpu":
-        raise InputError(f"--activations int8: computed on the CPU only, not on {device}; choose float or --device cpu")
+    if settings.activations == "int8" and device != "cpu":
+        raise InputError(f"--activations int8: computed on the CPU only, not on {device}; leave it out")
     model = load_model(source, dtype=torch.float32, device=device)
-    fake_quantize_modules(model, plan.formats, activations=activations, dtype=dtype)
+    fake_quantize_modules(model, plan.formats, activations=settings.activations, dtype=dtype)
     layers = dict(fake_quant_layers(model))
     own = {id(layer.weight) for layer in layers.values()}
     for parameter in model.parameters():

@@ -8,7 +8,7 @@ from quantlab.checkpoint.checkpoint import Checkpoint
 from quantlab.checkpoint.tensors import FLOAT_DTYPES
 from quantlab.errors import InputError
 from quantlab.formats import BlockFormat, Recipe, format_named
-from quantlab.formats.blocks import BLOCK_SIZE
+from quantlab.formats.blocks import check_own_scales
 from quantlab.quantization.recipes import default_recipe, named_recipe
 from quantlab.training.finetune_settings import FinetuneSettings
 from quantlab.training.qat_settings import FORMAT, QatSettings
@@ -36,7 +36,8 @@ def plan_qat(checkpoint: Checkpoint, settings: QatSettings, training: FinetuneSe
     if any(checkpoint.format(name) is not None for name in checkpoint.names):
         return _packed_plan(checkpoint, settings)
     recipe = _recipe(checkpoint, settings)
-    formats, whole = {}, []
+    formats: dict[str, BlockFormat] = {}
+    whole: dict[int, list[str]] = {}  # by the length of the blocks that their rows are no multiple of
     for name in checkpoint.names:
         if checkpoint.entry(name).dtype not in FLOAT_DTYPES:
             continue
@@ -44,15 +45,12 @@ def plan_qat(checkpoint: Checkpoint, settings: QatSettings, training: FinetuneSe
         if format is not None:
             in_vocabulary = name in (checkpoint.family.embedding, checkpoint.family.head)
             formats[name] = format if in_vocabulary else format.with_levels(settings.levels)
-        elif recipe.format_by_name(name) is not None:
-            whole.append(name)
-    notes = []
-    if whole:
-        more = "" if len(whole) == 1 else f" and {len(whole) - 1} more"
-        notes.append(f"{whole[0]}{more}: stay float, for their rows are no multiple of {BLOCK_SIZE}")
+        elif (wanted := recipe.format_by_name(name)) is not None:
+            whole.setdefault(wanted.block_size, []).append(name)
+    notes = [_stays_float(names, size) for size, names in whole.items()]
     if not formats:
         raise InputError(f"{checkpoint.path}: no tensor can be quantized" + "".join(f": {note}" for note in notes))
-    _check_minimums(checkpoint, formats, settings)
+    _check_scales(checkpoint, formats, settings)
     adapted = _adapted(checkpoint, formats, training) if settings.train == "lora" else ()
     return QatPlan(recipe, formats, adapted, tuple(notes))
 
@@ -72,7 +70,7 @@ def _packed_plan(checkpoint: Checkpoint, settings: QatSettings) -> QatPlan:
             raise InputError(f"{checkpoint.path}: is quantized, and its blocks keep their formats; leave out {option}")
     found = {name: checkpoint.format(name) for name in checkpoint.names}
     formats = {name: format for name, format in found.items() if format is not None}
-    _check_minimums(checkpoint, formats, settings)
+    _check_scales(checkpoint, formats, settings)
     assert checkpoint.recipe is not None
     return QatPlan(checkpoint.recipe, formats, (), ())
 
@@ -85,7 +83,17 @@ def _recipe(checkpoint: Checkpoint, settings: QatSettings) -> Recipe:
     return named_recipe(settings.recipe, checkpoint.family, checkpoint.names)
 
 
-def _check_minimums(checkpoint: Checkpoint, formats: dict[str, BlockFormat], settings: QatSettings) -> None:
+def _stays_float(names: list[str], block: int) -> str:
+    more = "" if len(names) == 1 else f" and {len(names) - 1} more"
+    return f"{names[0]}{more}: stay float, for their rows are no multiple of {block}"
+
+
+def _check_scales(checkpoint: Checkpoint, formats: dict[str, BlockFormat], settings: QatSettings) -> None:
+    """Frozen codes leave the scales alone to train: one a tensor would be a single number for all of a layer."""
+    for name, format in formats.items() if settings.trains_scales else ():
+        check_own_scales(
+            format, f"{checkpoint.path}: {name}: --train {settings.train}", "use --train full or lora on float weights"
+        )
     if settings.train == "minimums" and not any(format.has_minimum for format in formats.values()):
         raise InputError(
             f"{checkpoint.path}: --train minimums needs blocks with a minimum, and no tensor has such: "

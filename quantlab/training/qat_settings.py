@@ -13,6 +13,7 @@ TRAINED = ("full", "scales", "minimums", "lora")
 OF_SCALES = ("scales", "minimums")
 # Of AdamW: of full training as the field's QAT recipes have it; of scales in shares of a block's d.
 LEARNING_RATES = {"full": 1e-5, "lora": 2e-4, "scales": 5e-3, "minimums": 5e-3}
+TERNARY_RATE = 1e-4  # of full training: ternary weights are learnt anew rather than adjusted (ParetoQ)
 FORMAT = "q4_1"
 
 
@@ -63,6 +64,11 @@ class QatSettings:
         """Whether codes are frozen."""
         return self.train in OF_SCALES
 
+    @property
+    def _learning_rate(self) -> float:
+        is_ternary = self.format is not None and format_named(self.format).scale_of == "tensor"
+        return TERNARY_RATE if is_ternary and self.train == "full" else LEARNING_RATES[self.train]
+
     def training(self, given: FinetuneSettings) -> FinetuneSettings:
         """The settings that the trainer takes: `given` with this kind of training's learning rate, unless it has one.
 
@@ -75,5 +81,5 @@ class QatSettings:
             )
         if self.trains_scales and given.activations == "int8":
             raise InputError(f"--activations int8: --train {self.train} computes in float activations; leave it out")
-        rate = LEARNING_RATES[self.train] if given.learning_rate is None else given.learning_rate
+        rate = self._learning_rate if given.learning_rate is None else given.learning_rate
         return replace(given, method="lora" if self.train == "lora" else "full", learning_rate=rate)

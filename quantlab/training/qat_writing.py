@@ -13,10 +13,10 @@ from quantlab.checkpoint.export import packed_config
 from quantlab.checkpoint.folder_writer import FolderWriter
 from quantlab.checkpoint.tensors import torch_dtype
 from quantlab.checkpoint.writer import CheckpointWriter
-from quantlab.training.finetune import LOG
 from quantlab.training.qat_model import QatModel
 from quantlab.training.qat_plan import QatPlan
 from quantlab.training.qat_settings import QatSettings
+from quantlab.training.tuning import LOG
 
 if TYPE_CHECKING:
     from quantlab.training.qat import QatResult

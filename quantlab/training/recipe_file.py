@@ -1,4 +1,4 @@
-"""The YAML file of `pretrain`: model shape, vocabulary and schedule, checked completely before any work starts."""
+"""The YAML file of `pretrain`: model, vocabulary, schedule and perhaps quantization, all checked before any work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any, Literal
 
 from quantlab.checkpoint.families import family_of
 from quantlab.errors import InputError
+from quantlab.formats import BlockFormat, format_named
 
+SECTIONS = {"model", "vocabulary", "schedule"}
+FLOAT = "float"  # in the place of a format: none
 POSITIVE_FIELDS = (
     "tokens", "context", "batch_tokens", "micro_batch_tokens", "learning_rate", "evaluate_every", "save_every",
 )  # fmt: skip
@@ -32,6 +35,9 @@ class Schedule:
     of the tokens. Windows have `short_context` tokens until that last part, then `context`: attention over short
     windows is cheap, and the model learns long range at the end (Hu et al. 2024, MiniCPM, arXiv 2404.06395, for the
     schedule). Until the decay begins, a run does not depend on `tokens`, so a resumed run may change it.
+
+    With two `stages` (`two_stages`) the second half of the tokens has a rate and no weight decay of its own, and the
+    long windows; `decay` counts for nothing. 0 stages are two for ternary weights, else one.
     """
 
     tokens: int
@@ -49,6 +55,7 @@ class Schedule:
     evaluate_every: int = 100  # steps
     save_every: int = 100  # steps
     seed: int = 0
+    stages: int = 0
 
     @property
     def steps(self) -> int:
@@ -62,14 +69,64 @@ class Schedule:
     def decay_steps(self) -> int:
         return min(self.steps - self.warmup_steps, round(self.decay * self.steps))
 
+    @property
+    def short_steps(self) -> int:
+        """Steps at the start that see short windows, if any do."""
+        return self.steps // 2 if self.stages == 2 else self.steps - self.decay_steps
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Blocks that forward passes multiply by and the result is written in; the numbers behind them are trained.
+
+    `format` is that of linear layers' weights, `vocabulary` that of embedding and head ("float": fp16 when written);
+    `activations` are "int8", as the engine multiplies, "float", or "auto", as `fake_quantize_modules` has it.
+    """
+
+    format: str
+    vocabulary: str = FLOAT
+    activations: Literal["auto", "int8", "float"] = "auto"
+
+    @property
+    def linear_format(self) -> BlockFormat:
+        """Of linear layers' weights."""
+        return format_named(self.format)
+
+    @property
+    def vocabulary_format(self) -> BlockFormat | None:
+        """Of embedding and head."""
+        return None if self.vocabulary == FLOAT else format_named(self.vocabulary)
+
 
 @dataclass(frozen=True)
 class PretrainRecipe:
-    """`model` holds the fields of a transformers config, `model_type` among them (its vocabulary size is filled in)."""
+    """`model` holds the fields of a transformers config, `model_type` among them (its vocabulary size is filled in).
+    Without `quantization` a float model is trained.
+    """
 
     model: dict[str, Any]
     vocabulary: VocabularySettings
     schedule: Schedule
+    quantization: Quantization | None = None
+
+    def with_format(self, name: str | None) -> PretrainRecipe:
+        """The recipe with linear layers in that format, "float" for none and None for the recipe's own, and with the
+        stages that suit it where the schedule does not say.
+
+        Raises:
+            InputError: there is no such format.
+        """
+        chosen = self.quantization
+        if name is not None and name.lower() == FLOAT:
+            chosen = None
+        elif name is not None:
+            chosen = dataclasses.replace(chosen or Quantization(name), format=name)
+        if chosen is not None:
+            chosen = dataclasses.replace(chosen, format=chosen.linear_format.name)  # aliases are one run's
+        is_ternary = chosen is not None and chosen.linear_format.scale_of == "tensor"
+        stages = self.schedule.stages or (2 if is_ternary else 1)
+        schedule = dataclasses.replace(self.schedule, stages=stages)
+        return dataclasses.replace(self, schedule=schedule, quantization=chosen)
 
     def with_schedule(self, **changes: Any) -> PretrainRecipe:  # Any: numbers for fields
         """The recipe with some of the schedule's fields replaced.
@@ -99,8 +156,8 @@ def read_pretrain_recipe(path: Path) -> PretrainRecipe:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict) or set(data) != {"model", "vocabulary", "schedule"}:
-        raise InputError(f"{path}: needs exactly the sections model, vocabulary and schedule")
+    if not isinstance(data, dict) or set(data) - {"quantization"} != SECTIONS:
+        raise InputError(f"{path}: needs the sections model, vocabulary and schedule, and may have quantization")
     if not isinstance(data["model"], dict) or not isinstance(data["model"].get("model_type"), str):
         raise InputError(f"{path}: model.model_type is missing (for example: llama)")
     family_of(data["model"], f"{path}: model")  # one that the folder can be written for
@@ -109,7 +166,11 @@ def read_pretrain_recipe(path: Path) -> PretrainRecipe:
     if vocabulary.type != "sentencepiece-bpe":
         raise InputError(f"{path}: vocabulary.type must be sentencepiece-bpe, not {vocabulary.type!r}")
     _check_schedule(schedule, path)
-    return PretrainRecipe(data["model"], vocabulary, schedule)
+    quantization = None
+    if "quantization" in data:
+        quantization = _section(Quantization, data["quantization"], f"{path}: quantization")
+        _check_quantization(quantization, path)
+    return PretrainRecipe(data["model"], vocabulary, schedule, quantization)
 
 
 def _section(kind: type, data: object, where: str) -> Any:  # Any: an instance of `kind`
@@ -139,12 +200,28 @@ def _number(value: object, kind: str, where: str) -> object:
     return int(number) if kind == "int" else number
 
 
+def _check_quantization(quantization: Quantization, path: Path) -> None:
+    for name in ("format", "vocabulary", "activations"):
+        value = getattr(quantization, name)
+        if not isinstance(value, str):
+            raise InputError(f"{path}: quantization.{name}: must be a name, not {value!r}")
+        words = ("auto", "int8", "float")
+        if name == "activations" and value not in words:
+            raise InputError(f"{path}: quantization.activations must be auto, int8 or float, not {value!r}")
+    try:
+        _ = quantization.linear_format, quantization.vocabulary_format
+    except InputError as error:
+        raise InputError(f"{path}: quantization: {error}") from None
+
+
 def _check_schedule(schedule: Schedule, path: Path) -> None:
     for name in POSITIVE_FIELDS:
         if not getattr(schedule, name) > 0:
             raise InputError(f"{path}: schedule.{name} must be greater than zero")
     if schedule.optimizer not in ("muon", "adamw"):
         raise InputError(f"{path}: schedule.optimizer must be muon or adamw, not {schedule.optimizer!r}")
+    if schedule.stages not in (0, 1, 2):
+        raise InputError(f"{path}: schedule.stages must be 1 or 2, or 0 for what suits the weights")
     if schedule.decay > 1:
         raise InputError(f"{path}: schedule.decay is a share of the steps, at most 1")
     if schedule.seed >= SEED_LIMIT:

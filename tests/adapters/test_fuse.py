@@ -19,6 +19,8 @@ from quantlab.checkpoint.checksums import model_digest
 from quantlab.errors import InputError
 from quantlab.formats import FORMATS
 
+OWN_SCALES = [name for name, row in FORMATS.items() if row.scale_of == "block"]
+
 RANK = 3
 SCALE = 1.5
 
@@ -126,7 +128,7 @@ def test_block_sums_change_minima_alone_and_come_back(format: str, suffix: str, 
     assert all_bytes(tmp_path / f"back{suffix}") == all_bytes(base)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", OWN_SCALES)
 def test_merge_aware_codes_move_and_scales_stay(format: str, llama_model: Path, tmp_path: Path) -> None:
     base = packed(llama_model, tmp_path / "base", format)
     adapter = made(base, "merge-aware", tmp_path / "a", size=0.01)
@@ -139,7 +141,7 @@ def test_merge_aware_codes_move_and_scales_stay(format: str, llama_model: Path, 
     for name, pair in read_adapter(adapter).pairs.items():
         old = before.read_bytes(name).reshape(pair.shape[0], -1, row.block_bytes)
         new = after.read_bytes(name).reshape(pair.shape[0], -1, row.block_bytes)
-        assert np.array_equal(old[..., : row.header_bytes], new[..., : row.header_bytes])
+        assert np.array_equal(old[..., row.scale_bytes], new[..., row.scale_bytes])
         assert not np.array_equal(old, new)
         wanted = decoded(before, name) + SCALE * pair.b @ pair.a
         scales = old[..., :2].copy().view(np.float16)[..., 0].astype(np.float64)
@@ -245,3 +247,27 @@ def test_a_minimum_beyond_fp16_is_refused(llama_model: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match="half precision"):
         fuse_adapter(base, made(base, "block-sum", tmp_path / "a", size=1e6), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_ternary_bases_are_rounded_again_as_a_whole(make_model, tmp_path: Path) -> None:
+    """One scale a tensor: no update goes into single blocks, and no method chooses their scales."""
+    sizes = {"hidden_size": 256, "num_hidden_layers": 1}
+    base = packed(make_model(tmp_path / "model", "llama", **sizes), tmp_path / "base", "ternary")
+    plain = made(base, "lora", tmp_path / "plain", size=0.2)
+    with pytest.raises(InputError, match=r"^--method search needs blocks with scales of their own, and tq2_0 has one"):
+        fuse_adapter(base, plain, tmp_path / "out")
+    with pytest.raises(InputError, match="--merge-aware needs blocks with scales of their own, and tq2_0 has one"):
+        fuse_adapter(base, made(base, "merge-aware", tmp_path / "aware"), tmp_path / "out")
+    with pytest.raises(InputError, match="tq2_0 blocks have no minimum that could take up a block-sum update"):
+        fuse_adapter(base, made(base, "block-sum", tmp_path / "sums"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    report = fuse_adapter(base, plain, tmp_path / "out", method="rtn")
+    assert (report.exact, {t.how for t in report.tensors}) == (False, {"rtn"})
+    assert "--merge-aware" not in report.notes[0]
+    from quantlab.adapters.reading import read_adapter
+
+    before, after = open_checkpoint(base), open_checkpoint(tmp_path / "out")
+    for name, pair in read_adapter(plain).pairs.items():
+        wanted = decoded(before, name) + SCALE * pair.b @ pair.a
+        gamma = np.float16(np.abs(wanted.astype(np.float64)).mean())
+        assert np.unique(np.abs(decoded(after, name))).tolist() == [0, gamma]

@@ -170,7 +170,7 @@ def test_a_quantized_model_is_not_quantized_again(llama_model, tmp_path):
 
 def test_unknown_formats_and_methods_are_answered_with_those_there_are(llama_model, tmp_path):
     message = refusal(llama_model, tmp_path / "out", format="q3_k")
-    assert message == "unknown format 'q3_k'; choose one of: q4_0, q4_1, q5_0, q5_1, q8_0"
+    assert message == "unknown format 'q3_k'; choose one of: q4_0, q4_1, q5_0, q5_1, q8_0, tq2_0, ternary"
     message = refusal(llama_model, tmp_path / "out", method="magic")
     assert message == "unknown method 'magic'; choose one of: rtn, search, gptq, learned"
     assert list(tmp_path.iterdir()) == []

@@ -47,7 +47,9 @@ def stopped(process: subprocess.Popen[str], sign: str, folder: Path, number: int
             assert time.monotonic() < deadline, "hung"
             time.sleep(0.01)
         process.send_signal(number)
-        return process.communicate(timeout=PATIENCE)
+        out, err = process.communicate(timeout=PATIENCE)
+    progress = "training: "  # where the machine is slow
+    return out, "".join(line for line in err.splitlines(keepends=True) if not line.startswith(progress))
 
 
 INTERRUPTED = "quantlab: interrupted; nothing was left half-written\n"

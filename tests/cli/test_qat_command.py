@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from command_processes import Quantized
+from finetune_cases import write_rows
 from hostile_models import Run
 
 pytest.importorskip("accelerate")
@@ -17,10 +17,7 @@ QUICK = ("--context", "64", "-b", "2", "--max-steps", "3", "--lr", "1e-3", "-t",
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    rows = [{"prompt": f"Say {n}: ", "completion": f"it is {n} and {n + 1}."} for n in range(12)]
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
+    return write_rows(tmp_path / "rows", train=12, valid=0) / "train.jsonl"
 
 
 def test_json_and_words(run: Run, llama_model: Path, data: Path, tmp_path: Path) -> None:

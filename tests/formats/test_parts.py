@@ -9,7 +9,8 @@ import torch
 from quantlab.formats import FORMATS
 from quantlab.formats.parts import codes_of, scales_of, with_codes, with_scales
 
-every_format = pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+OWN_SCALES = {name: row for name, row in FORMATS.items() if row.scale_of == "block"}
+every_format = pytest.mark.parametrize("format", OWN_SCALES.values(), ids=OWN_SCALES)
 
 
 def some_blocks(format, rows: int = 6, columns: int = 96) -> torch.Tensor:

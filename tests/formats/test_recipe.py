@@ -56,7 +56,9 @@ def test_a_recipe_without_rules_leaves_everything_as_it_is():
 
 
 def test_a_rule_with_an_unknown_format_is_refused_when_it_is_made():
-    with pytest.raises(InputError, match="unknown format 'q3_k'; choose one of: q4_0, q4_1, q5_0, q5_1, q8_0"):
+    with pytest.raises(
+        InputError, match="unknown format 'q3_k'; choose one of: q4_0, q4_1, q5_0, q5_1, q8_0, tq2_0, ternary"
+    ):
         Recipe((("lm_head.weight", "q3_k"),))
 
 
@@ -96,7 +98,10 @@ NO_RULES = "quantization_config.rules must be a list of [pattern, format] pairs"
         ({"rules": [[None, "q4_1"]]}, NO_RULES),
         ({"rules": [["a.*", 4]]}, NO_RULES),
         ({"rules": [["a.*", "q4_1"], {"b": "q4_1"}]}, NO_RULES),
-        ({"rules": [["a.*", "q4"]]}, "unknown format 'q4'; choose one of: q4_0, q4_1, q5_0, q5_1, q8_0"),
+        (
+            {"rules": [["a.*", "q4"]]},
+            "unknown format 'q4'; choose one of: q4_0, q4_1, q5_0, q5_1, q8_0, tq2_0, ternary",
+        ),
     ],
 )
 def test_a_malformed_config_is_refused_with_its_file_and_fault(change, message):

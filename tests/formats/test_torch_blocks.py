@@ -109,7 +109,9 @@ def test_formats_are_found_by_name_in_any_case():
 
 
 def test_an_unknown_format_is_answered_with_those_there_are():
-    with pytest.raises(InputError, match="unknown format 'q3_k'; choose one of: q4_0, q4_1, q5_0, q5_1, q8_0"):
+    with pytest.raises(
+        InputError, match="unknown format 'q3_k'; choose one of: q4_0, q4_1, q5_0, q5_1, q8_0, tq2_0, ternary"
+    ):
         format_named("q3_k")
 
 
@@ -188,9 +190,9 @@ def random_blocks(format, rows: int) -> np.ndarray:
     """Blocks of any codes and any finite scales."""
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, 256, (rows, format.block_bytes), dtype=np.uint8)
-    halves = rng.integers(0, 0x7C00, (rows, format.header_bytes // 2), dtype=np.uint16)
+    halves = rng.integers(0, 0x7C00, (rows, format.scale_bytes.stop // 2), dtype=np.uint16)
     halves |= rng.integers(0, 2, halves.shape, dtype=np.uint16) << 15
-    blocks[:, : format.header_bytes] = halves.view(np.uint8)
+    blocks[:, format.scale_bytes] = halves.view(np.uint8)
     return blocks.reshape(rows // 4, -1)
 
 

@@ -12,7 +12,8 @@ import torch
 from quantlab import native
 from quantlab.formats import FORMATS
 
-every_format = pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+OWN_SCALES = {name: row for name, row in FORMATS.items() if row.scale_of == "block"}
+every_format = pytest.mark.parametrize("format", OWN_SCALES.values(), ids=OWN_SCALES)
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 every_device = pytest.mark.parametrize("device", DEVICES)
 
@@ -47,7 +48,7 @@ def float_denormal(rng: np.random.Generator) -> np.ndarray:
 
 REDUCED = [
     replace(format, levels=levels)
-    for format in FORMATS.values()
+    for format in OWN_SCALES.values()
     for levels in (3, 4, 7, 8, 15, 31, 127)
     if levels < format.levels
 ]

@@ -48,7 +48,9 @@ whole = st.one_of(
 
 @st.composite
 def arrays(draw: st.DrawFn) -> np.ndarray:
-    shape = tuple(draw(st.lists(st.sampled_from([0, 1, 2, 16, 18, 20, 21, 32, 36, 40, 64]), min_size=0, max_size=3)))
+    shape = tuple(
+        draw(st.lists(st.sampled_from([0, 1, 2, 16, 18, 20, 21, 32, 36, 40, 64, 66]), min_size=0, max_size=3))
+    )
     array = np.zeros(shape, draw(dtypes))
     twist = draw(st.integers(0, 5))
     if twist == 1 and array.dtype != object:
@@ -65,7 +67,7 @@ def arrays(draw: st.DrawFn) -> np.ndarray:
 anything = st.one_of(
     arrays(), whole, st.none(), st.booleans(), st.floats(), st.text(max_size=3), st.binary(max_size=40), st.just([])
 )
-formats = st.one_of(st.sampled_from(sorted(FORMATS)), st.just("q9"), anything)
+formats = st.one_of(st.sampled_from([*sorted(FORMATS), "tq2_0"]), st.just("q9"), anything)
 elements = st.one_of(st.sampled_from(["f32", "f16", "bf16"]), anything)
 names = st.one_of(st.sampled_from(["query", "up", "head", "final_norm", "key_norm"]), anything)
 FUZZ = settings(max_examples=400, deadline=None, derandomize=True)

@@ -68,6 +68,9 @@ def test_arrays_of_a_multiplication(spoil: Callable[[np.ndarray], Any], message)
         one.read_row(0, spoil(out))
     with pytest.raises(TypeError, match=f"values: .*{message}"):
         _core.quantize_tokens(spoil(x), codes, scales, scales)
+    wide = np.ones((2, 256), np.float32)
+    with pytest.raises(TypeError, match=f"values: .*{message}"):
+        _core.quantize_rows(spoil(wide), wide.astype(np.int8), scales[:, :1].copy(), scales[:, :1].copy())
     with pytest.raises(TypeError, match=r"rows: .*got float32"):
         one.fill(0, x)
 
@@ -210,14 +213,15 @@ def test_any_arguments_of_conversions(data):
 def test_any_arguments_of_matrices(data):
     draw = data.draw
     pool = _core.ThreadPool(1)
-    type = draw(st.sampled_from(["f32", "q4_0", "q8_0"]))
-    one = native.PackedMatrix(type, draw(st.integers(1, 40)), 32)
+    type, columns = draw(st.sampled_from([("f32", 32), ("q4_0", 32), ("q8_0", 32), ("tq2_0", 256)]))
+    one = native.PackedMatrix(type, draw(st.integers(1, 40)), columns)
     array = st.one_of(arrays(), anything)
     call(one.fill, draw(whole), draw(array))
     call(one.multiply_values, pool, *map(draw, (array, array, whole, whole)))
     call(one.multiply_codes, pool, *map(draw, (array, array, array, array, whole, whole)))
     call(one.read_row, draw(whole), draw(array))
     call(_core.quantize_tokens, *map(draw, (array, array, array, array)))
+    call(_core.quantize_rows, *map(draw, (array, array, array, array)))
     call(_core.read_memory, pool, draw(array))
 
 

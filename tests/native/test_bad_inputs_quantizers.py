@@ -182,7 +182,9 @@ def test_no_rows_are_no_work(door):
 
 @pytest.mark.parametrize("door", ON_WEIGHTS)
 def test_formats(door):
-    with pytest.raises(ValueError, match="unknown block format 'q9'; expected one of q4_0, q4_1, q5_0, q5_1, q8_0"):
+    with pytest.raises(
+        ValueError, match="unknown block format 'q9'; expected one of q4_0, q4_1, q5_0, q5_1, q8_0, tq2_0"
+    ):
         use(door, format="q9")
     with pytest.raises(TypeError, match="format: str"):
         use(door, format=None)

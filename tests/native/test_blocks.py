@@ -287,7 +287,7 @@ def test_a_block_with_a_weight_that_is_not_finite_decodes_to_nan(format, value):
 
 
 def test_unknown_format():
-    message = "unknown block format 'q3_k'; expected one of q4_0, q4_1, q5_0, q5_1, q8_0"
+    message = "unknown block format 'q3_k'; expected one of q4_0, q4_1, q5_0, q5_1, q8_0, tq2_0"
     with pytest.raises(ValueError, match=message):
         quantize("q3_k", np.zeros((1, 32), np.float32), 8)
     with pytest.raises(ValueError, match=message):

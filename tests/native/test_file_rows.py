@@ -17,18 +17,25 @@ from quantlab import native
 from quantlab.errors import InputError
 from quantlab.native import _core
 
-BLOCK_BYTES = {"q4_0": 18, "q4_1": 20, "q5_0": 22, "q5_1": 24, "q8_0": 34}
+BLOCK_BYTES = {"q4_0": 18, "q4_1": 20, "q5_0": 22, "q5_1": 24, "q8_0": 34, "tq2_0": 66}
+WIDE = {"tq2_0": 256}  # columns of a block; its formula is in test_ternary_products.py
 EPSILON = 2.0**-24  # what one rounding to fp32 may add, relative
 SHARED = (520, 512)  # rows and columns of a product that is worth several threads
 
 every_format = pytest.mark.parametrize("format", BLOCK_BYTES)
+every_format_of_32 = pytest.mark.parametrize("format", [format for format in BLOCK_BYTES if format not in WIDE])
 
 
 def random_rows(rng: np.random.Generator, format: str, rows: int, columns: int) -> np.ndarray:
     """Any codes, scales and minima of moderate size."""
-    blocks = rng.integers(0, 256, (rows, columns // 32, BLOCK_BYTES[format]), dtype=np.uint8)
+    count = columns // WIDE.get(format, 32)
+    blocks = rng.integers(0, 256, (rows, count, BLOCK_BYTES[format]), dtype=np.uint8)
     halves = 2 if format in ("q4_1", "q5_1") else 1
-    blocks[:, :, : 2 * halves] = rng.normal(0, 0.02, (rows, columns // 32, halves)).astype(np.float16).view(np.uint8)
+    scales = rng.normal(0, 0.02, (rows, count, halves)).astype(np.float16).view(np.uint8)
+    if format == "tq2_0":
+        blocks[:, :, 64:] = scales
+    else:
+        blocks[:, :, : 2 * halves] = scales
     return blocks.reshape(rows, -1)
 
 
@@ -39,8 +46,13 @@ def random_values(rng: np.random.Generator, tokens: int, columns: int) -> np.nda
 def by_packed_matrix(format: str, blocks: np.ndarray, values: np.ndarray) -> np.ndarray:
     """The engine's way: a second copy of the weights, activations quantized beforehand, one thread."""
     tokens, columns = values.shape
-    x = (np.empty((tokens, columns), np.int8), *np.empty((2, tokens, columns // 32), np.float32))
-    _core.quantize_tokens(values, *x)
+    codes = np.empty((tokens, columns), np.int8)
+    if format in WIDE:
+        x = (codes, np.empty((tokens, 1), np.float32), np.empty((tokens, columns // WIDE[format]), np.float32))
+        _core.quantize_rows(values, *x)
+    else:
+        x = (codes, *np.empty((2, tokens, columns // 32), np.float32))
+        _core.quantize_tokens(values, *x)
     matrix = _core.PackedMatrix(format, len(blocks), columns)
     matrix.fill(0, blocks)
     out = np.empty((tokens, len(blocks)), np.float32)
@@ -66,9 +78,10 @@ def bits(values: np.ndarray) -> np.ndarray:
 )
 @settings(deadline=None, max_examples=30)
 def test_the_bits_are_the_packed_matrixs(format, seed, rows, blocks, tokens, threads, scale):
-    rng = np.random.default_rng(seed)
-    weights = random_rows(rng, format, rows, 32 * blocks)
-    values = random_values(rng, tokens, 32 * blocks) * np.float32(scale)
+    rng, unit = np.random.default_rng(seed), WIDE.get(format, 32)
+    columns = -(-32 * blocks // unit) * unit  # whole blocks
+    weights = random_rows(rng, format, rows, columns)
+    values = random_values(rng, tokens, columns) * np.float32(scale)
     found = np.empty((tokens, rows), np.float32)
     _core.multiply_file_rows(_core.ThreadPool(threads), format, weights, values, found)
     np.testing.assert_array_equal(bits(found), bits(by_packed_matrix(format, weights, values)))
@@ -89,7 +102,7 @@ def test_products_that_threads_share_have_them_too(format, threads):
 @every_format
 def test_a_group_of_rows_may_be_larger_than_a_tile(format):
     rng = np.random.default_rng(0)
-    columns = 32 * 700  # 200 KiB and more in sixteen rows
+    columns = 256 * 160  # 165 KiB and more in sixteen rows
     weights, values = random_rows(rng, format, 40, columns), random_values(rng, 2, columns)
     found = native.multiply_int8(format, weights, values, threads=2)
     np.testing.assert_array_equal(bits(found), bits(by_packed_matrix(format, weights, values)))
@@ -111,7 +124,7 @@ def test_every_instruction_set_gives_the_same(name, monkeypatch):
 # The formula, without the engine's code.
 
 
-@every_format
+@every_format_of_32
 @pytest.mark.parametrize("tokens", [1, 6])
 def test_the_product_is_that_of_rounded_activations(format, tokens):
     rng = np.random.default_rng(0)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from quantlab import native
 from quantlab.native import _core
 
-BLOCK_BYTES = {"q4_0": 18, "q4_1": 20, "q5_0": 22, "q5_1": 24, "q8_0": 34}
+BLOCK_BYTES = {"q4_0": 18, "q4_1": 20, "q5_0": 22, "q5_1": 24, "q8_0": 34, "tq2_0": 66}
+WIDE = {"tq2_0": 256}  # columns of a block; its formula is in test_ternary_products.py
 ZERO_CODE = {"q4_0": 8, "q5_0": 16, "q8_0": 128}  # of the stored code; the others have a minimum
 FLOATS = ("f32", "f16", "bf16")
 TYPES = (*FLOATS, *BLOCK_BYTES)
@@ -22,7 +23,7 @@ TOKEN_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 33)
 EPSILON = 2.0**-24  # what one rounding to fp32 may add, relative
 
 every_type = pytest.mark.parametrize("type", TYPES)
-every_format = pytest.mark.parametrize("type", BLOCK_BYTES)
+every_format_of_32 = pytest.mark.parametrize("type", [format for format in BLOCK_BYTES if format not in WIDE])
 
 
 KERNELS = [name for name in ("scalar", "avx2", "avx512") if can_run(name)]
@@ -30,11 +31,17 @@ every_kernel = pytest.mark.parametrize("name", KERNELS)
 
 
 class Codes(NamedTuple):
-    """Activations in int8."""
+    """Activations in int8, with a scale for each run of 32, or one a token for weights that want it so."""
 
     codes: np.ndarray
     scales: np.ndarray
     sums: np.ndarray
+
+
+def whole(type: str, columns: int) -> int:
+    """So many columns, filled up to whole blocks."""
+    unit = WIDE.get(type, 32)
+    return -(-columns // unit) * unit
 
 
 def random_rows(rng: np.random.Generator, type: str, rows: int, columns: int) -> np.ndarray:
@@ -44,10 +51,14 @@ def random_rows(rng: np.random.Generator, type: str, rows: int, columns: int) ->
         if type == "bf16":
             return (weights.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
         return weights.astype({"f32": np.float32, "f16": np.float16}[type]).view(np.uint8)
-    blocks = rng.integers(0, 256, (rows, columns // 32, BLOCK_BYTES[type]), dtype=np.uint8)
-    halves = 1 if type in ZERO_CODE else 2
-    header = rng.normal(0, 0.02, (rows, columns // 32, halves)).astype(np.float16)
-    blocks[:, :, : 2 * halves] = header.view(np.uint8)
+    count = columns // WIDE.get(type, 32)
+    blocks = rng.integers(0, 256, (rows, count, BLOCK_BYTES[type]), dtype=np.uint8)
+    halves = 2 if type in ("q4_1", "q5_1") else 1
+    scales = rng.normal(0, 0.02, (rows, count, halves)).astype(np.float16).view(np.uint8)
+    if type == "tq2_0":
+        blocks[:, :, 64:] = scales
+    else:
+        blocks[:, :, : 2 * halves] = scales
     return blocks.reshape(rows, -1)
 
 
@@ -64,10 +75,14 @@ def random_values(rng: np.random.Generator, tokens: int, columns: int) -> np.nda
     return rng.normal(0, 1, (tokens, columns)).astype(np.float32)
 
 
-def quantized(values: np.ndarray) -> Codes:
+def quantized(values: np.ndarray, type: str = "q4_1") -> Codes:
     tokens, columns = values.shape
-    blocks = np.empty((2, tokens, columns // 32), np.float32)
-    x = Codes(np.empty((tokens, columns), np.int8), *blocks)
+    codes = np.empty((tokens, columns), np.int8)
+    if type in WIDE:
+        x = Codes(codes, np.empty((tokens, 1), np.float32), np.empty((tokens, columns // WIDE[type]), np.float32))
+        _core.quantize_rows(values, *x)
+        return x
+    x = Codes(codes, *np.empty((2, tokens, columns // 32), np.float32))
     _core.quantize_tokens(values, *x)
     return x
 
@@ -118,7 +133,7 @@ def bits(values: np.ndarray) -> np.ndarray:
 
 
 @every_kernel
-@every_format
+@every_format_of_32
 @pytest.mark.parametrize("tokens", [1, 2, 5, 40])
 def test_codes_are_multiplied_exactly_and_added_in_single_precision(name, type, tokens):
     rng = np.random.default_rng(0)
@@ -138,13 +153,13 @@ def test_codes_are_multiplied_exactly_and_added_in_single_precision(name, type, 
 @every_type
 @pytest.mark.parametrize("tokens", [1, 2, 5, 40])
 def test_values_are_multiplied_by_the_decoded_weights(name, type, tokens):
-    rng = np.random.default_rng(0)
-    rows = random_rows(rng, type, 33, 288)
-    x = random_values(rng, tokens, 288)
+    rng, columns = np.random.default_rng(0), whole(type, 288)
+    rows = random_rows(rng, type, 33, columns)
+    x = random_values(rng, tokens, columns)
     with kernel(name):
-        found = product(packed(type, rows, 288), x, 33)
+        found = product(packed(type, rows, columns), x, 33)
     terms = x.astype(np.float64)[:, None, :] * decoded(type, rows).astype(np.float64)
-    assert np.all(np.abs(found - terms.sum(axis=2)) <= 288 * EPSILON * np.abs(terms).sum(axis=2))
+    assert np.all(np.abs(found - terms.sum(axis=2)) <= columns * EPSILON * np.abs(terms).sum(axis=2))
 
 
 @every_kernel
@@ -191,10 +206,10 @@ def test_activations_too_small_to_have_an_inverse_become_zero(name):
 @every_type
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 33])
 def test_tokens_together_give_the_bits_of_each_alone(type, rows):
-    rng = np.random.default_rng(rows)
-    matrix = packed(type, random_rows(rng, type, rows, 1056), 1056)
-    values = random_values(rng, max(TOKEN_COUNTS), 1056)
-    for x in [values] if type in FLOATS else [values, quantized(values)]:
+    rng, columns = np.random.default_rng(rows), whole(type, 1056)
+    matrix = packed(type, random_rows(rng, type, rows, columns), columns)
+    values = random_values(rng, max(TOKEN_COUNTS), columns)
+    for x in [values] if type in FLOATS else [values, quantized(values, type)]:
         alone = np.concatenate([product(matrix, _part(x, i, i + 1), rows) for i in range(len(values))])
         for tokens in TOKEN_COUNTS:
             together = product(matrix, _part(x, 0, tokens), rows)
@@ -216,18 +231,17 @@ def _part(x: np.ndarray | Codes, first: int, last: int) -> np.ndarray | Codes:
 @settings(deadline=None, max_examples=25)
 def test_kernels_and_threads_agree_bit_for_bit(type, seed, rows, blocks, tokens, scale):
     rng = np.random.default_rng(seed)
-    columns = 32 * blocks
+    columns = WIDE.get(type, 32) * blocks
     weights = random_rows(rng, type, rows, columns)
     values = random_values(rng, tokens, columns) * np.float32(scale)
     results = []
     for name in KERNELS:
         with kernel(name):
             matrix = packed(type, weights, columns)
-            x = quantized(values)
             for threads in (1, 3):
                 found = [product(matrix, values, rows, threads)]
                 if type not in FLOATS:
-                    found.append(product(matrix, x, rows, threads))
+                    found.append(product(matrix, quantized(values, type), rows, threads))
                 results.append(found)
     for result in results:
         for found, expected in zip(result, results[0], strict=True):
@@ -238,12 +252,12 @@ def test_kernels_and_threads_agree_bit_for_bit(type, seed, rows, blocks, tokens,
 @settings(deadline=None, max_examples=50)
 def test_kernels_quantize_activations_alike(seed, exponent):
     rng = np.random.default_rng(seed)
-    values = np.ldexp(rng.uniform(-1, 1, (2, 128)), rng.integers(exponent - 3, exponent + 1, (2, 128)))
+    values = np.ldexp(rng.uniform(-1, 1, (2, 512)), rng.integers(exponent - 3, exponent + 1, (2, 512)))
     values = values.astype(np.float32)
     found = []
     for name in KERNELS:
         with kernel(name):
-            found.append(quantized(values))
+            found.append((*quantized(values), *quantized(values, "tq2_0")))
     for other in found:
         for part, expected in zip(other, found[0], strict=True):
             assert part.tobytes() == expected.tobytes()
@@ -255,9 +269,10 @@ def test_kernels_quantize_activations_alike(seed, exponent):
 @every_type
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 33])
 def test_rows_read_back_as_they_decode(type, rows):
-    raw = random_rows(np.random.default_rng(rows), type, rows, 96)
-    matrix = packed(type, raw, 96)
-    found = np.empty((rows, 96), np.float32)
+    columns = whole(type, 96)
+    raw = random_rows(np.random.default_rng(rows), type, rows, columns)
+    matrix = packed(type, raw, columns)
+    found = np.empty((rows, columns), np.float32)
     for row in range(rows):
         matrix.read_row(row, found[row : row + 1])
     np.testing.assert_array_equal(bits(found), bits(decoded(type, raw)))
@@ -265,28 +280,28 @@ def test_rows_read_back_as_they_decode(type, rows):
 
 @every_type
 def test_rows_may_come_in_any_pieces(type):
-    rng = np.random.default_rng(0)
-    raw = random_rows(rng, type, 50, 64)
-    x = random_values(rng, 2, 64)
-    whole = product(packed(type, raw, 64), x, 50)
+    rng, columns = np.random.default_rng(0), whole(type, 64)
+    raw = random_rows(rng, type, 50, columns)
+    x = random_values(rng, 2, columns)
+    expected = product(packed(type, raw, columns), x, 50)
     for first in [(1,), (15, 16, 17), (7, 33, 49), tuple(range(1, 50))]:
-        np.testing.assert_array_equal(bits(product(packed(type, raw, 64, first), x, 50)), bits(whole))
+        np.testing.assert_array_equal(bits(product(packed(type, raw, columns, first), x, 50)), bits(expected))
 
 
 @every_kernel
 @every_type
 @pytest.mark.parametrize("tokens", [1, 20])
 def test_a_range_of_groups_writes_its_rows_and_no_others(name, type, tokens):
-    rng = np.random.default_rng(0)
-    x = random_values(rng, tokens, 64)
+    rng, columns = np.random.default_rng(0), whole(type, 64)
+    x = random_values(rng, tokens, columns)
     with kernel(name):
-        matrix = packed(type, random_rows(rng, type, 77, 64), 64)
-        whole = product(matrix, x, 77)
+        matrix = packed(type, random_rows(rng, type, 77, columns), columns)
+        all_groups = product(matrix, x, 77)
         for first, last in [(0, 1), (1, 4), (4, 5), (2, 2)]:
             out = np.full((tokens, 77), 7, np.float32)
             matrix.multiply_values(_core.ThreadPool(1), x, out, first, last)
             expected = np.full_like(out, 7)
-            expected[:, 16 * first : 16 * last] = whole[:, 16 * first : 16 * last]
+            expected[:, 16 * first : 16 * last] = all_groups[:, 16 * first : 16 * last]
             np.testing.assert_array_equal(out, expected)
 
 

@@ -91,7 +91,7 @@ def test_int8_is_the_engines_product_to_the_last_bit_and_the_bias(kind, bias, mo
     leading=st.lists(st.integers(0, 4), max_size=3),
     blocks=st.integers(1, 4),
     rows=st.integers(1, 40),
-    format=st.sampled_from(sorted(FORMATS)),
+    format=st.sampled_from(sorted(name for name, row in FORMATS.items() if row.activations == "block")),
     seed=st.integers(0, 2**16),
 )
 @settings(deadline=None, max_examples=40)

@@ -73,6 +73,15 @@ def test_packed_exports_have_our_perplexity(fable_tokens, format, tmp_path):
     assert abs(nll(ours, fable_tokens) - nll(theirs, fable_tokens)) <= LN_PERPLEXITY
 
 
+def test_a_ternary_export_loads_and_has_our_perplexity(fable_tokens, tmp_path):
+    """Rounded without training the model is lost, and its loss far from that of the float model; ours is the same."""
+    quantize_checkpoint(FABLE, tmp_path / "packed", format="ternary")
+    export_checkpoint(tmp_path / "packed", tmp_path / "packed.gguf", "gguf")
+    ours, theirs = our_logits(tmp_path / "packed", fable_tokens), llama_logits(tmp_path / "packed.gguf", fable_tokens)
+    assert abs(nll(ours, fable_tokens) - nll(theirs, fable_tokens)) <= LN_PERPLEXITY
+    assert np.abs(ours - theirs).max() < 0.05 * np.abs(ours).max()
+
+
 def test_llama_cpp_tokenizes_the_shipped_model_as_we_do(prose, tmp_path):
     export_checkpoint(FABLE, tmp_path / "fable.gguf", "gguf")
     model = llama_cpp.Llama(model_path=str(tmp_path / "fable.gguf"), vocab_only=True, verbose=False)

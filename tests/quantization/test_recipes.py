@@ -101,6 +101,17 @@ def test_presets_of_a_formats_name_are_its_default_recipes(name):
     assert named_recipe(name, row, ()) == default_recipe(row, FORMATS[name])
 
 
+def test_ternary_is_a_preset_by_its_alias_and_leaves_narrow_rows():
+    recipe = named_recipe("ternary", FAMILIES["llama"], ())
+    assert recipe == named_recipe("tq2_0", FAMILIES["llama"], ())
+    up = "model.layers.1.mlp.up_proj.weight"
+    assert recipe.format_for(up, (96, 512)) is FORMATS["tq2_0"]
+    assert recipe.format_for(up, (96, 128)) is None
+    assert recipe.format_for("lm_head.weight", (96, 512)) is FORMATS["q8_0"]
+    uniform = default_recipe(FAMILIES["llama"], FORMATS["tq2_0"], uniform=True)
+    assert uniform.format_for("lm_head.weight", (96, 512)) is FORMATS["tq2_0"]
+
+
 @pytest.mark.parametrize(
     ("family", "finer"),
     [
@@ -178,5 +189,5 @@ def test_broken_files_are_refused_in_one_line(content, problem, tmp_path):
 def test_neither_a_preset_nor_a_file():
     with pytest.raises(InputError) as error:
         named_recipe("q4_2", FAMILIES["llama"], NAMES)
-    expected = "recipe 'q4_2': neither a file nor one of: q4_0, q4_1, q5_0, q5_1, q8_0, q4_1-mixed"
+    expected = "recipe 'q4_2': neither a file nor one of: q4_0, q4_1, q5_0, q5_1, q8_0, tq2_0, ternary, q4_1-mixed"
     assert str(error.value) == expected

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tuning_cases import SPEAKING, write_split
 
 from quantlab.adapters.reading import read_adapter
 from quantlab.calibration.fuse import fuse_adapter
@@ -23,18 +24,11 @@ pytest.importorskip("accelerate")
 SETTINGS = FinetuneSettings(
     rank=4, context=64, batch_size=2, max_steps=6, learning_rate=0.02, scheduler="constant", eval_every=3, seed=1
 )
-ROWS = [
-    {"prompt": f"The {noun} of number {n} says: ", "completion": f"I am {noun} {n}, and so are {n + 1} more."}
-    for n, noun in enumerate(["river", "lamp", "stone", "bell", "road", "tree", "wheel", "door"])
-]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    for split, rows in (("train", ROWS[:6]), ("valid", ROWS[6:])):
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+    return write_split(tmp_path_factory.mktemp("data"), SPEAKING, 6)
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,14 @@
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from tuning_cases import COUNTING, kill_again_and_again, write_split
 
 from quantlab.calibration.quantize import quantize_checkpoint
 from quantlab.errors import InputError
@@ -45,11 +43,7 @@ def base(llama_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    rows = [{"prompt": f"Say {n}: ", "completion": f"it is {n} and {n + 1}."} for n in range(30)]
-    for split, part in (("train", rows[:26]), ("valid", rows[26:])):
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    return folder
+    return write_split(tmp_path_factory.mktemp("data"), COUNTING, 26)
 
 
 def command(base: Path, data: Path, out: Path, options: dict, *more: str) -> list[str]:
@@ -64,20 +58,8 @@ def adapter(out: Path) -> bytes:
 def test_killed_at_any_step_and_resumed_ends_with_the_same_bytes(options: dict, base, data, tmp_path: Path) -> None:
     settings = {**OPTIONS, **options}
     finetune(base, data, tmp_path / "whole", settings=FinetuneSettings(**settings))
-    out, draw = tmp_path / "killed", random.Random(7)
-    more: tuple[str, ...] = ()
-    for _ in range(3):
-        process = subprocess.Popen(command(base, data, out, settings, *more), stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        steps = draw.randint(1, 5)
-        for line in process.stdout:
-            if (steps := steps - line.startswith("step")) <= 0:
-                time.sleep(draw.random() / 20)  # also in the middle of a save
-                process.send_signal(signal.SIGKILL)
-                break
-        process.wait()
-        process.stdout.close()
-        more = ("--resume",)
+    out = tmp_path / "killed"
+    kill_again_and_again(command(base, data, out, settings), times=3, fewest=1, most=5)
     assert not out.exists()
     subprocess.run(command(base, data, out, settings, "--resume"), check=True, stdout=subprocess.DEVNULL)
     assert adapter(out) == adapter(tmp_path / "whole")

@@ -182,7 +182,7 @@ def test_a_run_stopped_while_its_model_was_written_is_finished(
     recipe = write_recipe(tmp_path, tokens=10 * STEP)
     whole = pretrain(recipe, prose, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr("quantlab.training.pretrain._write_model", stop)
+        patch.setattr("quantlab.training.pretrain.write_model", stop)
         with pytest.raises(InterruptedRun):
             pretrain(recipe, prose, tmp_path / "out")
     result = pretrain(recipe, prose, tmp_path / "out", resume=True)
@@ -237,15 +237,16 @@ def test_gpt2_trains_and_its_folder_loads(tmp_path: Path, prose: Path) -> None:
 @pytest.mark.parametrize("model", [RECIPE["model"], GPT2], ids=["llama", "gpt2"])
 def test_muon_takes_hidden_matrices_and_nothing_else(tmp_path: Path, model: dict[str, Any]) -> None:
     """Embeddings (GPT-2's positions too), head, norms and biases go to AdamW."""
-    from quantlab.training.pretrain import _muon, _new_model
+    from quantlab.training.pretraining_model import new_model
+    from quantlab.training.pretraining_trainer import muon
     from quantlab.training.recipe_file import read_pretrain_recipe
 
     file = write_recipe(tmp_path, model={**model, "tie_word_embeddings": False})
     recipe = read_pretrain_recipe(file)
-    network = _new_model(recipe, file)
+    network = new_model(recipe, file)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     groups = {
-        group["muon"]: {names[id(p)] for p in group["params"]} for group in _muon(network, recipe.schedule).param_groups
+        group["muon"]: {names[id(p)] for p in group["params"]} for group in muon(network, recipe.schedule).param_groups
     }
     hidden = {name for name in names.values() if ".weight" in name and (".mlp." in name or "attn." in name)}
     assert groups[True] == hidden

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from tuning_cases import SPEAKING, held_out_loss, write_split
 
 from quantlab.calibration.quantize import quantize_checkpoint
-from quantlab.checkpoint import load_tokenizer, open_checkpoint
+from quantlab.checkpoint import open_checkpoint
 from quantlab.errors import InputError
 from quantlab.formats import FORMATS
 from quantlab.loading import load_model
 from quantlab.training.finetune_settings import FinetuneSettings
-from quantlab.training.prepared import DataSettings, prepare_data
+from quantlab.training.prepared import DataSettings
 from quantlab.training.qat import qat
 from quantlab.training.qat_settings import QatSettings
 
@@ -24,18 +25,11 @@ TRAINING = FinetuneSettings(
     eval_every=3, seed=1,
 )  # fmt: skip
 RATES = {"full": 3e-3, "lora": 2e-2, "scales": 3e-2, "minimums": 3e-2}
-ROWS = [
-    {"prompt": f"The {noun} of number {n} says: ", "completion": f"I am {noun} {n}, and so are {n + 1} more."}
-    for n, noun in enumerate(["river", "lamp", "stone", "bell", "road", "tree", "wheel", "door"])
-]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    for split, rows in (("train", ROWS[:6]), ("valid", ROWS[6:])):
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+    return write_split(tmp_path_factory.mktemp("data"), SPEAKING, 6)
 
 
 @pytest.fixture(scope="module")
@@ -54,19 +48,6 @@ def run(model: Path, data: Path, out: Path, train: str = "full", *, teacher=None
     settings = replace(TRAINING, **{"learning_rate": RATES[train], **dict(tuning)})
     chosen = QatSettings(train=train, **options)
     return qat(model, data, out, settings=chosen, training=settings, teacher=teacher)
-
-
-def held_out_loss(folder: Path, data: Path, activations: str) -> float:
-    """The written model's own, by transformers' loss of each row."""
-    rows = prepare_data(data, load_tokenizer(folder), None, DataSettings(context=64)).valid
-    model, total, count = load_model(folder, activations=activations), 0.0, 0
-    for row in rows:
-        ids, labels = torch.tensor([row.input_ids]), torch.tensor([row.labels])
-        with torch.no_grad():
-            logits = model(ids, use_cache=False).logits[0, :-1]
-        total += torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum").item()
-        count += len(row.trained)
-    return total / count
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -1,14 +1,12 @@
 """A killed run of quantization-aware training, resumed, is an uninterrupted one, byte for byte."""
 
 import json
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from tuning_cases import COUNTING, kill_again_and_again, write_split
 
 from quantlab.errors import InputError
 from quantlab.training.finetune_settings import FinetuneSettings
@@ -37,11 +35,7 @@ TRAINING = {"rank": 4, "context": 64, "batch_size": 2, "max_steps": 10, "learnin
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    rows = [{"prompt": f"Say {n}: ", "completion": f"it is {n} and {n + 1}."} for n in range(30)]
-    for split, part in (("train", rows[:26]), ("valid", rows[26:])):
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    return folder
+    return write_split(tmp_path_factory.mktemp("data"), COUNTING, 26)
 
 
 def contents(out: Path) -> tuple[bytes, dict]:
@@ -62,7 +56,7 @@ def test_killed_at_any_step_and_resumed_ends_with_the_same_bytes(settings, taugh
         llama_model, data, whole, settings=QatSettings(**settings), training=FinetuneSettings(**TRAINING),
         teacher=teacher,
     )  # fmt: skip
-    out, draw = tmp_path / "killed", random.Random(7)
+    out = tmp_path / "killed"
     arguments = [
         sys.executable,
         "-c",
@@ -72,19 +66,7 @@ def test_killed_at_any_step_and_resumed_ends_with_the_same_bytes(settings, taugh
         str(out),
         repr((settings, TRAINING, teacher)),
     ]
-    more: list[str] = []
-    for _ in range(2):
-        process = subprocess.Popen([*arguments, *more], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        steps = draw.randint(2, 4)
-        for line in process.stdout:
-            if (steps := steps - line.startswith("step")) <= 0:
-                time.sleep(draw.random() / 20)  # also in the middle of a save
-                process.send_signal(signal.SIGKILL)
-                break
-        process.wait()
-        process.stdout.close()
-        more = ["--resume"]
+    kill_again_and_again(arguments, times=2, fewest=2, most=4)
     assert not out.exists()
     with pytest.raises(InputError, match="another settings"):
         qat(llama_model, data, out, training=FinetuneSettings(**{**TRAINING, "seed": 5}), resume=True,

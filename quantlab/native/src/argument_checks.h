@@ -44,6 +44,13 @@ inline const BlockFormat& known_format(const std::string& name) {
     fail("unknown block format '" + name + "'; expected one of " + listed(names));
 }
 
+// One whose blocks can be changed one by one.
+inline const BlockFormat& known_format_of_own_scales(const std::string& name) {
+    const BlockFormat& format = known_format(name);
+    require(format.has_own_scales(), name + " has one scale a tensor; expected a format whose blocks have their own");
+    return format;
+}
+
 inline std::int32_t checked_levels(const BlockFormat& format, std::int64_t levels) {
     if (levels < format.fewest_levels || levels > format.most_levels) {
         fail(std::string(format.name) + " cannot use " + std::to_string(levels) + " levels; expected " +

@@ -245,6 +245,107 @@ QUANTLAB_AVX2 bool quantize_row(const std::uint8_t* source, std::int64_t blocks,
     return is_sound;
 }
 
+// Eight sums in double precision: the lower four lanes and the upper four.
+struct Lanes {
+    __m256d low;
+    __m256d high;
+};
+
+// Of the vectors of a block from `first` on, `stride` apart: the last of the halvings adds neighbours, the first those
+// farthest from each other.
+template <Element element, int first, int stride>
+QUANTLAB_AVX2_INLINE Lanes halved_magnitudes(const std::uint8_t* source) {
+    if constexpr (first + stride >= weights_in<BlockTQ2_0> / 8) {
+        const __m256 eight = magnitudes(load_eight<element>(source + 8 * first * element_bytes(element)));
+        return {_mm256_cvtps_pd(_mm256_castps256_ps128(eight)), _mm256_cvtps_pd(_mm256_extractf128_ps(eight, 1))};
+    } else {
+        const Lanes lower = halved_magnitudes<element, first, 2 * stride>(source);
+        const Lanes upper = halved_magnitudes<element, first + stride, 2 * stride>(source);
+        return {_mm256_add_pd(lower.low, upper.low), _mm256_add_pd(lower.high, upper.high)};
+    }
+}
+
+template <Element element>
+QUANTLAB_AVX2 void sum_magnitudes_row(const std::uint8_t* source, std::int64_t blocks, double* sums) {
+    for (std::int64_t i = 0; i < blocks; ++i) {
+        const Lanes eight = halved_magnitudes<element, 0, 1>(source);
+        const __m256d four = _mm256_add_pd(eight.low, eight.high);
+        const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+        sums[i] = _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+        source += weights_in<BlockTQ2_0> * element_bytes(element);
+    }
+}
+
+// The steps of 32 weights, -1, 0 and 1: a comparison that holds is -1.
+QUANTLAB_AVX2_INLINE Codes ternary_steps(const Weights& weights, __m256 threshold) {
+    const __m256 below = _mm256_xor_ps(threshold, _mm256_set1_ps(-0.0f));
+    Codes steps;
+    for (int i = 0; i < 4; ++i) {
+        const __m256i is_above = _mm256_castps_si256(_mm256_cmp_ps(weights.parts[i], threshold, _CMP_GT_OQ));
+        const __m256i is_below = _mm256_castps_si256(_mm256_cmp_ps(weights.parts[i], below, _CMP_LT_OQ));
+        steps.parts[i] = _mm256_sub_epi32(is_below, is_above);
+    }
+    return steps;
+}
+
+template <Element element, bool is_measured>
+QUANTLAB_AVX2 void quantize_ternary_row(const std::uint8_t* source, std::int64_t blocks, std::uint16_t scale,
+                                        std::uint8_t* bytes, RowSums* sums) {
+    constexpr std::int64_t group_bytes = 32 * element_bytes(element);
+    const __m256 threshold = _mm256_set1_ps(ternary_threshold(scale));
+    const __m256i zeros = _mm256_set1_epi8(static_cast<char>(ternary_zeros));
+    const __m256d zero = _mm256_setzero_pd();
+    LaneSums squared_errors{{zero, zero}};
+    LaneSums squared_weights{{zero, zero}};
+    for (std::int64_t i = 0; i < blocks; ++i) {
+        __m256i differences = _mm256_setzero_si256();
+        for (int half = 0; half < 2; ++half) {
+            __m256i packed = _mm256_setzero_si256();
+            for (int group = 0; group < 4; ++group) {
+                const Weights weights = load<element>(source);
+                const Codes steps = ternary_steps(weights, threshold);
+                const __m256i codes = _mm256_add_epi8(bytes_of(steps), _mm256_set1_epi8(ternary_zero));
+                packed = _mm256_or_si256(packed, _mm256_slli_epi16(codes, 2 * group));  // at most 2: stays in its byte
+                if constexpr (is_measured) {
+                    const Weights rounded = decoded<BlockTQ2_0>(steps, scale);
+                    for (int part = 0; part < 4; ++part) {
+                        add_squares(squared_errors, _mm256_sub_ps(rounded.parts[part], weights.parts[part]));
+                        add_squares(squared_weights, weights.parts[part]);
+                    }
+                }
+                source += group_bytes;
+            }
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes + 32 * half), packed);
+            differences = _mm256_or_si256(differences, _mm256_xor_si256(packed, zeros));
+        }
+        const std::uint16_t stored = _mm256_testz_si256(differences, differences) != 0 ? std::uint16_t{0} : scale;
+        std::memcpy(bytes + 64, &stored, sizeof stored);
+        bytes += sizeof(BlockTQ2_0);
+    }
+    if constexpr (is_measured) {
+        *sums = {total(squared_errors), total(squared_weights)};
+    }
+}
+
+template <Element element>
+QUANTLAB_AVX2 void dequantize_ternary_row(const std::uint8_t* bytes, std::int64_t blocks, std::uint8_t* weights) {
+    for (std::int64_t i = 0; i < blocks; ++i) {
+        std::uint16_t scale;
+        std::memcpy(&scale, bytes + 64, sizeof scale);
+        for (int half = 0; half < 2; ++half) {
+            __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + 32 * half));
+            for (int group = 0; group < 4; ++group) {
+                const __m256i codes = _mm256_and_si256(packed, _mm256_set1_epi8(3));
+                const Codes steps = widened(_mm256_sub_epi8(codes, _mm256_set1_epi8(ternary_zero)));
+                store<element>(decoded<BlockTQ2_0>(steps, scale), weights);
+                weights += 32 * element_bytes(element);
+                packed = _mm256_srli_epi16(packed, 2);
+            }
+        }
+        bytes += sizeof(BlockTQ2_0);
+    }
+}
+
 struct Avx2Rows {
     template <typename Block, Element element>
     static bool quantize(const std::uint8_t* weights, std::int64_t blocks, std::int32_t levels, std::uint8_t* bytes,
@@ -255,12 +356,31 @@ struct Avx2Rows {
 
     template <typename Block, Element element>
     QUANTLAB_AVX2 static void dequantize(const std::uint8_t* bytes, std::int64_t blocks, std::uint8_t* weights) {
-        for (std::int64_t i = 0; i < blocks; ++i) {
-            std::uint32_t header = 0;
-            std::memcpy(&header, bytes, Affine<Block> ? 4 : 2);
-            store<element>(decoded<Block>(read_steps<Block>(bytes), header), weights);
-            weights += weights_per_block * element_bytes(element);
-            bytes += sizeof(Block);
+        if constexpr (sizeof(Block) == sizeof(BlockTQ2_0)) {
+            dequantize_ternary_row<element>(bytes, blocks, weights);
+        } else {
+            for (std::int64_t i = 0; i < blocks; ++i) {
+                std::uint32_t header = 0;
+                std::memcpy(&header, bytes, Affine<Block> ? 4 : 2);
+                store<element>(decoded<Block>(read_steps<Block>(bytes), header), weights);
+                weights += weights_per_block * element_bytes(element);
+                bytes += sizeof(Block);
+            }
+        }
+    }
+
+    template <Element element>
+    static void sum_magnitudes(const std::uint8_t* weights, std::int64_t blocks, double* sums) {
+        sum_magnitudes_row<element>(weights, blocks, sums);
+    }
+
+    template <Element element>
+    static void quantize_ternary(const std::uint8_t* weights, std::int64_t blocks, std::uint16_t scale,
+                                 std::uint8_t* bytes, RowSums* sums) {
+        if (sums == nullptr) {
+            quantize_ternary_row<element, false>(weights, blocks, scale, bytes, nullptr);
+        } else {
+            quantize_ternary_row<element, true>(weights, blocks, scale, bytes, sums);
         }
     }
 };

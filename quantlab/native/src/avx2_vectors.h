@@ -26,19 +26,24 @@ struct Codes {
 };
 
 template <Element element>
+QUANTLAB_AVX2_INLINE __m256 load_eight(const std::uint8_t* bytes) {
+    if constexpr (element == Element::f32) {
+        return _mm256_loadu_ps(reinterpret_cast<const float*>(bytes));
+    } else {
+        const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+        if constexpr (element == Element::f16) {
+            return _mm256_cvtph_ps(eight);
+        } else {
+            return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16));
+        }
+    }
+}
+
+template <Element element>
 QUANTLAB_AVX2_INLINE Weights load(const std::uint8_t* bytes) {
     Weights weights;
     for (int i = 0; i < 4; ++i) {
-        if constexpr (element == Element::f32) {
-            weights.parts[i] = _mm256_loadu_ps(reinterpret_cast<const float*>(bytes + 32 * i));
-        } else {
-            const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + 16 * i));
-            if constexpr (element == Element::f16) {
-                weights.parts[i] = _mm256_cvtph_ps(eight);
-            } else {
-                weights.parts[i] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16));
-            }
-        }
+        weights.parts[i] = load_eight<element>(bytes + 8 * i * element_bytes(element));
     }
     return weights;
 }
@@ -127,6 +132,17 @@ QUANTLAB_AVX2_INLINE __m256i bytes_of(const Codes& codes) {
     const __m256i high = _mm256_packs_epi32(codes.parts[2], codes.parts[3]);
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
+}
+
+// And back: signed bytes as 32 numbers.
+QUANTLAB_AVX2_INLINE Codes widened(__m256i bytes) {
+    const __m128i halves[2] = {_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)};
+    Codes codes;
+    for (int i = 0; i < 2; ++i) {
+        codes.parts[2 * i] = _mm256_cvtepi8_epi32(halves[i]);
+        codes.parts[2 * i + 1] = _mm256_cvtepi8_epi32(_mm_srli_si128(halves[i], 8));
+    }
+    return codes;
 }
 
 // Sums of squares in eight lanes of double precision: the lower four and the upper four of each vector of weights.

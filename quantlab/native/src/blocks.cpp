@@ -7,7 +7,7 @@ namespace {
 
 template <typename Block>
 constexpr BlockFormat format(std::int32_t index, std::string_view name, std::int32_t fewest, std::int32_t most) {
-    return {index, name, static_cast<std::int32_t>(sizeof(Block)), Affine<Block> ? 2 : 1, fewest, most};
+    return {index, name, sizeof(Block), weights_in<Block>, Affine<Block> ? 2 : 1, fewest, most};
 }
 
 // The fewest levels leave a step to divide by: two codes, or for q8_0, whose codes lie around zero, three.
@@ -17,6 +17,7 @@ constexpr BlockFormat formats[format_count] = {
     format<BlockQ5_0>(2, "q5_0", 2, 32),
     format<BlockQ5_1>(3, "q5_1", 2, 32),
     format<BlockQ8_0>(4, "q8_0", 3, 255),
+    {5, "tq2_0", sizeof(BlockTQ2_0), weights_in<BlockTQ2_0>, 0, 3, 3},
 };
 
 }  // namespace

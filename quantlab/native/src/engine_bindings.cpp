@@ -22,6 +22,7 @@ namespace quantlab {
 
 namespace {
 
+using engine::ActivationScheme;
 using engine::PackedMatrix;
 using engine::ThreadPool;
 using engine::Tokens;
@@ -30,8 +31,8 @@ using engine::WeightType;
 template <typename Element>
 using Matrix = Array<Element, 2>;
 
-constexpr const char* type_names[engine::weight_type_count] = {"f32",  "f16",  "bf16", "q4_0",
-                                                               "q4_1", "q5_0", "q5_1", "q8_0"};
+constexpr const char* type_names[engine::weight_type_count] = {"f32",  "f16",  "bf16", "q4_0", "q4_1",
+                                                               "q5_0", "q5_1", "q8_0", "tq2_0"};
 
 WeightType known_type(const std::string& name) {
     for (int i = 0; i < engine::weight_type_count; ++i) {
@@ -48,9 +49,9 @@ int count_of(const char* subject, std::size_t count) {
     return static_cast<int>(count);
 }
 
-int checked_columns(std::int64_t columns) {
+int checked_columns(std::int64_t columns, int unit) {
     require(columns <= std::numeric_limits<int>::max(), std::to_string(columns) + " columns are too many");
-    require(columns % engine::block_columns == 0, std::to_string(columns) + " columns are not a multiple of 32");
+    require(columns % unit == 0, std::to_string(columns) + " columns are not a multiple of " + std::to_string(unit));
     return static_cast<int>(columns);
 }
 
@@ -60,9 +61,7 @@ PackedMatrix* new_matrix(PackedMatrix* place, const std::string& type_name, std:
     const std::string expected = "; expected 1 to " + std::to_string(most);
     require(rows >= 1 && rows <= most, "a matrix cannot have " + std::to_string(rows) + " rows" + expected);
     require(columns >= 1 && columns <= most, "a matrix cannot have " + std::to_string(columns) + " columns" + expected);
-    if (engine::is_quantized(type)) {
-        checked_columns(columns);
-    }
+    checked_columns(columns, engine::columns_unit(type));
     return new (place) PackedMatrix(type, rows, columns);
 }
 
@@ -98,26 +97,26 @@ void multiply_values(const PackedMatrix& matrix, ThreadPool& pool, nb::handle va
     const auto out = array_of<float, 2>("out", out_given, "[tokens, rows]");
     const int count = count_of("values", values.shape(0));
     check_shape("values", values, count, matrix.columns());
-    const Tokens x{count, static_cast<int>(matrix.columns()), values.data(), nullptr, nullptr, nullptr};
+    const Tokens x{count, static_cast<int>(matrix.columns()), values.data()};
     multiply(matrix, pool, x, out, first_group, last_group);
 }
 
 void multiply_codes(const PackedMatrix& matrix, ThreadPool& pool, nb::handle codes_given, nb::handle scales_given,
                     nb::handle sums_given, nb::handle out_given, int first_group, int last_group) {
     const auto codes = array_of<const std::int8_t, 2>("codes", codes_given, "[tokens, columns]");
-    const auto scales = array_of<const float, 2>("scales", scales_given, "[tokens, columns / 32]");
-    const auto sums = array_of<const float, 2>("sums", sums_given, "[tokens, columns / 32]");
+    const auto scales = array_of<const float, 2>("scales", scales_given, "[tokens, scales]");
+    const auto sums = array_of<const float, 2>("sums", sums_given, "[tokens, sums]");
     const auto out = array_of<float, 2>("out", out_given, "[tokens, rows]");
     require(engine::is_quantized(matrix.type()), "codes multiply quantized weights only");
-    const int count = count_of("codes", codes.shape(0));
-    const std::int64_t blocks = matrix.columns() / engine::block_columns;
-    check_shape("codes", codes, count, matrix.columns());
-    check_shape("scales", scales, count, blocks);
-    check_shape("sums", sums, count, blocks);
+    const int count = count_of("codes", codes.shape(0)), columns = static_cast<int>(matrix.columns());
+    const ActivationScheme scheme = engine::activation_scheme(matrix.type());
+    check_shape("codes", codes, count, columns);
+    check_shape("scales", scales, count, engine::scales_per_token(scheme, columns));
+    check_shape("sums", sums, count, engine::sums_per_token(scheme, columns));
     const std::int8_t* end = codes.data() + codes.size();
     require(std::find(codes.data(), end, std::numeric_limits<std::int8_t>::min()) == end, "a code is -128");
-    const Tokens x{count,       static_cast<int>(matrix.columns()), nullptr, codes.data(), scales.data(),
-                   sums.data()};
+    Tokens x{count, columns, nullptr};
+    (scheme == ActivationScheme::token ? x.by_token : x.by_block) = {codes.data(), scales.data(), sums.data()};
     multiply(matrix, pool, x, out, first_group, last_group);
 }
 
@@ -129,20 +128,26 @@ void read_row(const PackedMatrix& matrix, std::int64_t row, nb::handle out_given
     matrix.read_row(row, out.data());
 }
 
+// Rounds activations to int8 by block (quantize_token) or by token (quantize_row).
+template <ActivationScheme scheme>
 void quantize_tokens(nb::handle values_given, nb::handle codes_given, nb::handle scales_given, nb::handle sums_given) {
+    constexpr bool by_token = scheme == ActivationScheme::token;
     const auto values = array_of<const float, 2>("values", values_given, "[tokens, columns]");
     const auto codes = array_of<std::int8_t, 2>("codes", codes_given, "[tokens, columns]");
-    const auto scales = array_of<float, 2>("scales", scales_given, "[tokens, columns / 32]");
-    const auto sums = array_of<float, 2>("sums", sums_given, "[tokens, columns / 32]");
+    const auto scales = array_of<float, 2>("scales", scales_given, "[tokens, scales]");
+    const auto sums = array_of<float, 2>("sums", sums_given, "[tokens, sums]");
     const auto count = static_cast<std::int64_t>(values.shape(0));
-    const int columns = checked_columns(static_cast<std::int64_t>(values.shape(1)));
-    const int blocks = columns / engine::block_columns;
+    const int columns = checked_columns(static_cast<std::int64_t>(values.shape(1)),
+                                        by_token ? engine::ternary_columns : engine::block_columns);
+    const int token_scales = engine::scales_per_token(scheme, columns);
+    const int token_sums = engine::sums_per_token(scheme, columns);
     check_shape("codes", codes, count, columns);
-    check_shape("scales", scales, count, blocks);
-    check_shape("sums", sums, count, blocks);
+    check_shape("scales", scales, count, token_scales);
+    check_shape("sums", sums, count, token_sums);
     for (std::int64_t t = 0; t < count; ++t) {
-        engine::quantize_token(values.data() + t * columns, columns, codes.data() + t * columns,
-                               scales.data() + t * blocks, sums.data() + t * blocks);
+        (by_token ? engine::quantize_row : engine::quantize_token)(
+            values.data() + t * columns, columns, codes.data() + t * columns, scales.data() + t * token_scales,
+            sums.data() + t * token_sums);
     }
 }
 
@@ -205,7 +210,9 @@ void register_engine(nb::module_& module) {
              nb::arg("first_group"), nb::arg("last_group"))
         .def("read_row", &read_row, nb::arg("row"), nb::arg("out"));
     module.def("read_memory", &read_memory, nb::arg("pool"), nb::arg("bytes"));
-    module.def("quantize_tokens", &quantize_tokens, nb::arg("values"), nb::arg("codes"),
+    module.def("quantize_tokens", &quantize_tokens<ActivationScheme::block>, nb::arg("values"), nb::arg("codes"),
+               nb::arg("scales"), nb::arg("sums"));
+    module.def("quantize_rows", &quantize_tokens<ActivationScheme::token>, nb::arg("values"), nb::arg("codes"),
                nb::arg("scales"), nb::arg("sums"));
 }
 

@@ -6,6 +6,7 @@
 
 #include "blocks.h"
 #include "numbers.h"
+#include "ternary.h"
 
 #include <cstdint>
 #include <string_view>
@@ -36,14 +37,24 @@ using QuantizeRow = bool (*)(const std::uint8_t* weights, std::int64_t blocks, s
 // Decodes `blocks` consecutive blocks in fp32 and rounds to the element type, to nearest with ties to even.
 using DequantizeRow = void (*)(const std::uint8_t* bytes, std::int64_t blocks, std::uint8_t* weights);
 
-// By a format's index and an element type.
+// The sums of the magnitudes of `blocks` consecutive blocks of BlockTQ2_0, each added up as ternary.h says.
+using SumMagnitudes = void (*)(const std::uint8_t* weights, std::int64_t blocks, double* sums);
+
+// Encodes `blocks` consecutive blocks of a tensor whose scale, finite and not negative, is given in half precision.
+using QuantizeTernaryRow = void (*)(const std::uint8_t* weights, std::int64_t blocks, std::uint16_t scale,
+                                    std::uint8_t* bytes, RowSums* sums);
+
+// By a format's index and an element type. `quantize` is null for a format with one scale a tensor.
 struct Kernel {
     std::string_view name;
     QuantizeRow quantize[format_count][element_count];
     DequantizeRow dequantize[format_count][element_count];
+    SumMagnitudes sum_magnitudes[element_count];
+    QuantizeTernaryRow quantize_ternary[element_count];
 };
 
-// Fills a kernel from templates `Rows::quantize<Block, element>` and `Rows::dequantize<Block, element>`.
+// Fills a kernel from templates `Rows::quantize<Block, element>`, `Rows::dequantize<Block, element>`,
+// `Rows::sum_magnitudes<element>` and `Rows::quantize_ternary<element>`.
 template <typename Rows>
 struct KernelTable {
     template <typename Block>
@@ -59,13 +70,24 @@ struct KernelTable {
         kernel.dequantize[format][static_cast<std::int32_t>(element)] = Rows::template dequantize<Block, element>;
     }
 
+    template <Element element>
+    static constexpr void fill_ternary(Kernel& kernel, std::int32_t format) {
+        const auto place = static_cast<std::int32_t>(element);
+        kernel.dequantize[format][place] = Rows::template dequantize<BlockTQ2_0, element>;
+        kernel.sum_magnitudes[place] = Rows::template sum_magnitudes<element>;
+        kernel.quantize_ternary[place] = Rows::template quantize_ternary<element>;
+    }
+
     static constexpr Kernel named(std::string_view name) {
-        Kernel kernel{name, {}, {}};
+        Kernel kernel{name, {}, {}, {}, {}};
         fill<BlockQ4_0>(kernel, 0);
         fill<BlockQ4_1>(kernel, 1);
         fill<BlockQ5_0>(kernel, 2);
         fill<BlockQ5_1>(kernel, 3);
         fill<BlockQ8_0>(kernel, 4);
+        fill_ternary<Element::f32>(kernel, 5);
+        fill_ternary<Element::f16>(kernel, 5);
+        fill_ternary<Element::bf16>(kernel, 5);
         return kernel;
     }
 };

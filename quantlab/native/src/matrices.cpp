@@ -3,8 +3,10 @@
 #include "threads.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 namespace quantlab {
@@ -61,6 +63,27 @@ std::optional<std::int64_t> first_overflow(const BlockFormat& format, const std:
     return std::nullopt;
 }
 
+std::optional<Position> first_not_finite(Element element, const std::uint8_t* weights, MatrixShape shape,
+                                         std::span<const double> block_sums) {
+    const std::int64_t blocks = shape.columns / weights_in<BlockTQ2_0>;
+    const auto bad = std::find_if_not(block_sums.begin(), block_sums.end(), [](double sum) { return std::isfinite(sum); });
+    if (bad == block_sums.end()) {
+        return std::nullopt;
+    }
+    const std::int64_t row = (bad - block_sums.begin()) / blocks;
+    const std::uint8_t* source = weights + row * shape.columns * element_bytes(element);
+    return Position{row, *first_not_finite(element, source, shape.columns)};
+}
+
+void fill_not_a_number(std::int64_t blocks, std::uint8_t* bytes) {
+    BlockTQ2_0 block;
+    std::fill_n(block.codes, sizeof block.codes, ternary_zeros);
+    block.scale = half_nan_bits;
+    for (std::int64_t i = 0; i < blocks; ++i) {
+        std::memcpy(bytes + i * static_cast<std::int64_t>(sizeof block), &block, sizeof block);
+    }
+}
+
 void note_first(std::optional<Position>& first, std::int64_t row, std::optional<std::int64_t> index) {
     if (!first && index) {
         first = Position{row, *index};
@@ -72,7 +95,7 @@ void note_first(std::optional<Position>& first, std::int64_t row, std::optional<
 Faults quantize_matrix(const Kernel& kernel, const BlockFormat& format, Element element, const std::uint8_t* weights,
                        MatrixShape shape, std::int32_t levels, int threads, std::uint8_t* bytes, RowSums* sums) {
     const QuantizeRow quantize_row = kernel.quantize[format.index][static_cast<std::int32_t>(element)];
-    const std::int64_t blocks = shape.columns / weights_per_block;
+    const std::int64_t blocks = shape.columns / format.block_weights;
     const std::int64_t weight_bytes = shape.columns * element_bytes(element);
     const std::int64_t row_bytes = blocks * format.block_bytes;
     const auto [parts, workers] = split(shape, threads);
@@ -96,10 +119,68 @@ Faults quantize_matrix(const Kernel& kernel, const BlockFormat& format, Element 
     return faults;
 }
 
+void sum_magnitudes(const Kernel& kernel, Element element, const std::uint8_t* weights, MatrixShape shape, int threads,
+                    double* sums) {
+    const SumMagnitudes sum = kernel.sum_magnitudes[static_cast<std::int32_t>(element)];
+    const std::int64_t blocks = shape.columns / weights_in<BlockTQ2_0>;
+    const auto [parts, workers] = split(shape, threads);
+    for_each_part(shape.rows, parts, workers, [&](int, std::int64_t first, std::int64_t last) {
+        sum(weights + first * shape.columns * element_bytes(element), (last - first) * blocks, sums + first * blocks);
+    });
+}
+
+std::uint16_t ternary_scale(std::span<const double> block_sums) {
+    if (block_sums.empty()) {
+        return 0;
+    }
+    const DefaultFloatingPoint guard;
+    std::vector<double> sums(block_sums.begin(), block_sums.end());
+    sums.resize(std::bit_ceil(sums.size()));
+    for (std::size_t half = sums.size() / 2; half > 0; half /= 2) {
+        for (std::size_t i = 0; i < half; ++i) {
+            sums[i] += sums[i + half];
+        }
+    }
+    const double count = static_cast<double>(block_sums.size()) * weights_in<BlockTQ2_0>;
+    return half_from_float(static_cast<float>(sums[0] / count));
+}
+
+TernaryTensor quantize_ternary(const Kernel& kernel, Element element, const std::uint8_t* weights, MatrixShape shape,
+                               std::optional<std::uint16_t> scale, int threads, std::uint8_t* bytes, RowSums* sums) {
+    const std::int64_t blocks = shape.columns / weights_in<BlockTQ2_0>;
+    TernaryTensor tensor{};
+    if (scale) {
+        tensor.scale = *scale;
+    } else {
+        std::vector<double> block_sums(static_cast<std::size_t>(shape.rows * blocks));
+        sum_magnitudes(kernel, element, weights, shape, threads, block_sums.data());
+        tensor.scale = ternary_scale(block_sums);
+        tensor.not_finite = first_not_finite(element, weights, shape, block_sums);
+    }
+    if ((tensor.scale & half_infinity_bits) == half_infinity_bits) {
+        fill_not_a_number(shape.rows * blocks, bytes);
+        if (sums != nullptr) {
+            constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+            std::fill_n(sums, shape.rows, RowSums{nan, nan});
+        }
+        return tensor;
+    }
+    const QuantizeTernaryRow quantize_row = kernel.quantize_ternary[static_cast<std::int32_t>(element)];
+    const auto [parts, workers] = split(shape, threads);
+    for_each_part(shape.rows, parts, workers, [&](int, std::int64_t first, std::int64_t last) {
+        for (std::int64_t row = first; row < last; ++row) {
+            const std::uint8_t* source = weights + row * shape.columns * element_bytes(element);
+            std::uint8_t* target = bytes + row * blocks * static_cast<std::int64_t>(sizeof(BlockTQ2_0));
+            quantize_row(source, blocks, tensor.scale, target, sums == nullptr ? nullptr : sums + row);
+        }
+    });
+    return tensor;
+}
+
 void dequantize_matrix(const Kernel& kernel, const BlockFormat& format, Element element, const std::uint8_t* bytes,
                        MatrixShape shape, int threads, std::uint8_t* weights) {
     const DequantizeRow dequantize_row = kernel.dequantize[format.index][static_cast<std::int32_t>(element)];
-    const std::int64_t blocks = shape.columns / weights_per_block;
+    const std::int64_t blocks = shape.columns / format.block_weights;
     const auto [parts, workers] = split(shape, threads);
     for_each_part(shape.rows, parts, workers, [&](int, std::int64_t first, std::int64_t last) {
         // Rows follow each other without gaps, so a part is one long row.

@@ -139,6 +139,26 @@ void decode(const BlockQ8_0& block, float* weights) {
     }
 }
 
+// Steps of -1 to 1; the code 3, which is never written, gives 2, as in gguf.
+void decode(const BlockTQ2_0& block, float* weights) {
+    const float step = float_from_half(block.scale);
+    for (std::int32_t j = 0; j < weights_in<BlockTQ2_0>; ++j) {
+        const std::uint8_t four = block.codes[32 * (j / 128) + j % 32];
+        const std::int32_t code = (four >> (2 * (j / 32 % 4))) & 3;
+        weights[j] = step * static_cast<float>(code - ternary_zero);
+    }
+}
+
+void encode(const float* weights, float threshold, std::uint16_t scale, BlockTQ2_0& block) {
+    bool is_zero = true;
+    for (std::int32_t j = 0; j < weights_in<BlockTQ2_0>; ++j) {
+        const std::int32_t step = (weights[j] > threshold ? 1 : 0) - (weights[j] < -threshold ? 1 : 0);
+        is_zero = is_zero && step == 0;
+        block.codes[32 * (j / 128) + j % 32] |= static_cast<std::uint8_t>((step + ternary_zero) << (2 * (j / 32 % 4)));
+    }
+    block.scale = is_zero ? std::uint16_t{0} : scale;
+}
+
 bool is_finite_half(std::uint16_t half) { return (half & half_infinity_bits) != half_infinity_bits; }
 
 template <typename Block>
@@ -154,8 +174,8 @@ struct LaneSums {
     double squared_errors[sum_lanes] = {};
     double squared_weights[sum_lanes] = {};
 
-    void add(const float* weights, const float* decoded) {
-        for (std::int32_t j = 0; j < weights_per_block; j += sum_lanes) {
+    void add(const float* weights, const float* decoded, std::int32_t count) {
+        for (std::int32_t j = 0; j < count; j += sum_lanes) {
             for (std::int32_t lane = 0; lane < sum_lanes; ++lane) {
                 const double error = decoded[j + lane] - weights[j + lane];
                 const double weight = weights[j + lane];
@@ -189,7 +209,7 @@ struct PortableRows {
             if (sums != nullptr) {
                 float decoded[weights_per_block];
                 decode(block, decoded);
-                lanes.add(weights, decoded);
+                lanes.add(weights, decoded, weights_per_block);
             }
         }
         if (sums != nullptr) {
@@ -198,12 +218,55 @@ struct PortableRows {
         return is_sound;
     }
 
+    template <Element element>
+    static void sum_magnitudes(const std::uint8_t* source, std::int64_t blocks, double* sums) {
+        constexpr std::int32_t count = weights_in<BlockTQ2_0>;
+        for (std::int64_t i = 0; i < blocks; ++i) {
+            double magnitudes[count];
+            for (std::int32_t j = 0; j < count; ++j) {
+                magnitudes[j] = std::fabs(load_element<element>(source + j * element_bytes(element)));
+            }
+            for (std::int32_t half = count / 2; half > 0; half /= 2) {
+                for (std::int32_t j = 0; j < half; ++j) {
+                    magnitudes[j] += magnitudes[j + half];
+                }
+            }
+            sums[i] = magnitudes[0];
+            source += count * element_bytes(element);
+        }
+    }
+
+    template <Element element>
+    static void quantize_ternary(const std::uint8_t* source, std::int64_t blocks, std::uint16_t scale,
+                                 std::uint8_t* bytes, RowSums* sums) {
+        const float threshold = ternary_threshold(scale);
+        LaneSums lanes;
+        for (std::int64_t i = 0; i < blocks; ++i) {
+            float weights[weights_in<BlockTQ2_0>];
+            for (float& weight : weights) {
+                weight = load_element<element>(source);
+                source += element_bytes(element);
+            }
+            BlockTQ2_0 block{};
+            encode(weights, threshold, scale, block);
+            std::memcpy(bytes + i * static_cast<std::int64_t>(sizeof block), &block, sizeof block);
+            if (sums != nullptr) {
+                float decoded[weights_in<BlockTQ2_0>];
+                decode(block, decoded);
+                lanes.add(weights, decoded, weights_in<BlockTQ2_0>);
+            }
+        }
+        if (sums != nullptr) {
+            *sums = {folded(lanes.squared_errors), folded(lanes.squared_weights)};
+        }
+    }
+
     template <typename Block, Element element>
     static void dequantize(const std::uint8_t* bytes, std::int64_t blocks, std::uint8_t* target) {
         for (std::int64_t i = 0; i < blocks; ++i) {
             Block block;
             std::memcpy(&block, bytes + i * static_cast<std::int64_t>(sizeof block), sizeof block);
-            float weights[weights_per_block];
+            float weights[weights_in<Block>];
             decode(block, weights);
             for (const float weight : weights) {
                 store_element<element>(weight, target);

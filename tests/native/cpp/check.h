@@ -47,5 +47,6 @@ void test_decoders_side_by_side();
 void test_lanes();
 void test_matmul();
 void test_sampler();
+void test_ternary();
 void test_thread_pool();
 void test_updates();

@@ -25,6 +25,7 @@ struct Parts {
     bool head_norms = false;
     bool post_norms = false;
     int tables = 1;
+    bool ternary = false;  // most matrices, where their columns allow
 };
 
 struct Model {
@@ -67,6 +68,15 @@ inline std::vector<Model> families() {
     gemma3.spec.windows = {1, 0}, gemma3.spec.rope_tables = {1, 0};
     gemma3.parts.tables = 2, gemma3.parts.head_norms = gemma3.parts.post_norms = true;
     return {gpt2, neox, llama, mistral, qwen, gemma2, gemma3};
+}
+
+// Sizes that ternary weights want; matrices that share an input differ in how they want it rounded.
+inline Model ternary() {
+    Model model = base("ternary weights among others", 8, 2, 32);
+    model.spec.layers = 1, model.spec.hidden = 256, model.spec.inner = 256;
+    model.spec.windows = {0}, model.spec.rope_tables = {0};
+    model.parts.ternary = true;
+    return model;
 }
 
 inline Model mixed(std::uint64_t seed) {
@@ -121,7 +131,8 @@ public:
 
 private:
     std::shared_ptr<const PackedMatrix> matrix(int rows, int columns) {
-        const WeightType type = weight_types[random_.below(columns % 32 == 0 ? 8 : 3)];
+        WeightType type = weight_types[random_.below(columns % 32 == 0 ? 8 : 3)];
+        if (model_.parts.ternary && columns % ternary_columns == 0 && random_.below(3) > 0) type = WeightType::tq2_0;
         auto made = std::make_shared<PackedMatrix>(type, rows, columns);
         made->fill(0, rows, random_rows(type, rows, columns, random_).data());
         return made;

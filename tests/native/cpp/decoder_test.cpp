@@ -341,35 +341,8 @@ void test_wrong_weights() {
     refused(gpt2, [](auto& w) { w.positions = w.layers[0].up.weight; w.positions = std::make_shared<PackedMatrix>(WeightType::f32, 7, 32); }, "positions has shape [7, 32]; expected [8, 32] or more rows");
 }
 
-}  // namespace
-
-void test_decoder() {
-    const std::vector<std::string> sets = vector_sets();
-    Random random(23);
-    std::vector<Model> models = families();
-    for (std::uint64_t seed = 1; seed <= 5; ++seed) models.push_back(mixed(seed));
-    for (const Model& model : models) test_model(model, sets, random);
-    const Model grouped = base("grouped queries", 4, 2, 32);
-    Model window = base("a key head for two queries, a long window", 2, 1, 32);
-    window.spec.windows = {0, attention_chunk + 50};
-    for (const Model& model : {grouped, window}) test_long_context(model, sets, random);
-    force("");
-    std::printf("decoder: refusals\n");
-    test_refusals();
-    test_wrong_weights();
-    test_wrong_adapters(random);
-    test_adapters(random);
-    test_any_spec(random);
-    test_weights_that_are_not_finite();
-    for (const CacheType cache : cache_types) test_any_cache(cache, random);
-}
-
-// Decoders that share their weights, each with threads of its own, side by side; then one decoder with two users, of
-// whom the second is told.
-void test_decoders_side_by_side() {
-    std::printf("decoders side by side\n");
-    force("scalar");
-    const Model model = families()[5];
+// Decoders that share their weights, each with threads of its own, side by side.
+void test_shared_weights(const Model& model) {
     const DecoderWeights weights = WeightMaker(model, 40).made();
     Random random(5);
     const std::vector<std::int32_t> tokens = random_tokens(40, model.spec.vocabulary, random);
@@ -391,8 +364,41 @@ void test_decoders_side_by_side() {
         });
     }
     for (std::thread& user : users) user.join();
+}
 
-    Decoder shared(model.spec, weights, 40, CacheType::f16, true, 2);
+}  // namespace
+
+void test_decoder() {
+    const std::vector<std::string> sets = vector_sets();
+    Random random(23);
+    std::vector<Model> models = families();
+    models.push_back(ternary());
+    for (std::uint64_t seed = 1; seed <= 5; ++seed) models.push_back(mixed(seed));
+    for (const Model& model : models) test_model(model, sets, random);
+    const Model grouped = base("grouped queries", 4, 2, 32);
+    Model window = base("a key head for two queries, a long window", 2, 1, 32);
+    window.spec.windows = {0, attention_chunk + 50};
+    for (const Model& model : {grouped, window}) test_long_context(model, sets, random);
+    force("");
+    std::printf("decoder: refusals\n");
+    test_refusals();
+    test_wrong_weights();
+    test_wrong_adapters(random);
+    test_adapters(random);
+    test_any_spec(random);
+    test_weights_that_are_not_finite();
+    for (const CacheType cache : cache_types) test_any_cache(cache, random);
+}
+
+// Then one decoder with two users, of whom the second is told.
+void test_decoders_side_by_side() {
+    std::printf("decoders side by side\n");
+    force("scalar");
+    const Model model = families()[5];
+    for (const Model& each : {model, ternary()}) test_shared_weights(each);
+    Random random(5);
+    const std::vector<std::int32_t> tokens = random_tokens(40, model.spec.vocabulary, random);
+    Decoder shared(model.spec, WeightMaker(model, 40).made(), 40, CacheType::f16, true, 2);
     std::atomic<int> added = 0;
     const auto use = [&] {
         for (int i = 0; i < 20; ++i) {

@@ -112,6 +112,7 @@ private:
         keep(dot<4>(L::low_nibbles(all), activations));
         keep(dot<5>(L::low_nibbles(all) | L::fifth_bits(all, 2), activations));
         keep(dot<8>(all, activations));
+        keep_two_bits(all, activations);
     }
 
     // Shifts want constants.
@@ -120,6 +121,18 @@ private:
         keep(L::column(L::fifth_bits(codes, 3), 1));
         keep(L::column(L::fifth_bits(codes, 4), 2));
         keep(L::column(L::fifth_bits(codes, 7), 3));
+    }
+
+    void keep_two_bits(const typename L::Codes& all, const std::int8_t* activations) {
+        const typename L::Codes planes[] = {L::two_bits(all, 0), L::two_bits(all, 2), L::two_bits(all, 4), L::two_bits(all, 6)};
+        typename L::template Dot<2> sum;
+        for (int i = 0; i < 32; ++i) {
+            sum.add(planes[i / 8], 0, activations + 4 * (i % 8));
+        }
+        keep(sum.total());
+        for (int i = 0; i < 4; ++i) {
+            keep(L::column(planes[i], 3 - i));
+        }
     }
 
     template <int bits>

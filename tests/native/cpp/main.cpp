@@ -3,6 +3,7 @@
 
 int main() {
     test_blocks();
+    test_ternary();
     test_lanes();
     test_matmul();
     test_decoder();

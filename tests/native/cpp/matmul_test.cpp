@@ -6,6 +6,7 @@
 #include "../../../quantlab/native/src/instruction_set.h"
 
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <vector>
 
@@ -14,51 +15,85 @@ using namespace quantlab::engine;
 
 namespace {
 
-struct Activations {
-    std::vector<float> values, scales, sums;
+struct Coded {
     std::vector<std::int8_t> codes;
+    std::vector<float> scales, sums;
 
-    Tokens tokens(int count, int columns, bool with_codes) const {
-        return {count, columns, values.data(), with_codes ? codes.data() : nullptr, scales.data(), sums.data()};
+    Coded(int count, int columns, ActivationScheme scheme)
+        : codes(static_cast<std::size_t>(count * columns)),
+          scales(static_cast<std::size_t>(count * scales_per_token(scheme, columns))),
+          sums(static_cast<std::size_t>(count * sums_per_token(scheme, columns))) {}
+
+    CodedTokens all() const { return {codes.data(), scales.data(), sums.data()}; }
+};
+
+struct Activations {
+    std::vector<float> values;
+    Coded by_block, by_token;
+
+    Tokens tokens(int count, int columns) const { return {count, columns, values.data()}; }
+    Tokens tokens(int count, int columns, ActivationScheme scheme) const {
+        Tokens tokens{count, columns, values.data()};
+        (scheme == ActivationScheme::token ? tokens.by_token = by_token.all() : tokens.by_block = by_block.all());
+        return tokens;
     }
 };
 
 Activations activations(int count, int columns, Random& random) {
-    Activations x;
-    const auto size = static_cast<std::size_t>(count * columns);
-    const std::size_t blocks = size / block_columns;
-    x.values.resize(size);
+    Activations x{std::vector<float>(static_cast<std::size_t>(count * columns)),
+                  Coded(count, columns, ActivationScheme::block), Coded(count, columns, ActivationScheme::token)};
     for (float& value : x.values) {
         value = random.real() * std::ldexp(1.0f, random.below(8) - 4);
     }
-    x.codes.resize(size);
-    x.scales.resize(blocks);
-    x.sums.resize(blocks);
-    for (int t = 0; t < count && columns % block_columns == 0; ++t) {
-        const int block = t * (columns / block_columns);
-        quantize_token(x.values.data() + t * columns, columns, x.codes.data() + t * columns, x.scales.data() + block,
-                       x.sums.data() + block);
+    for (int t = 0; t < count; ++t) {
+        const float* values = x.values.data() + t * columns;
+        const int block = t * (columns / block_columns), wide = t * (columns / ternary_columns);
+        if (columns % block_columns == 0) {
+            Coded& to = x.by_block;
+            quantize_token(values, columns, to.codes.data() + t * columns, to.scales.data() + block, to.sums.data() + block);
+        }
+        if (columns % ternary_columns == 0) {
+            Coded& to = x.by_token;
+            quantize_row(values, columns, to.codes.data() + t * columns, to.scales.data() + t, to.sums.data() + wide);
+        }
     }
     return x;
 }
 
-float expected(const Row& row, const Tokens& x, int token) {
-    const int blocks = x.columns / block_columns;
+float expected_of_values(const Row& row, const Tokens& x, int token) {
     float sum = 0.0f;
-    if (x.codes == nullptr || row.codes.empty()) {
-        for (int i = 0; i < x.columns; ++i) {
-            sum = std::fma(row.weights[static_cast<std::size_t>(i)], x.values[token * x.columns + i], sum);
-        }
-        return sum;
+    for (int i = 0; i < x.columns; ++i) {
+        sum = std::fma(row.weights[static_cast<std::size_t>(i)], x.values[token * x.columns + i], sum);
     }
+    return sum;
+}
+
+int dot_of_codes(const Row& row, const std::int8_t* codes, int first, int last) {
+    int dot = 0;
+    for (int i = first; i < last; ++i) {
+        dot += row.codes[static_cast<std::size_t>(i)] * codes[i];
+    }
+    return dot;
+}
+
+float expected(const Row& row, const Tokens& x, int token) {
+    const bool is_ternary = !row.codes.empty() && row.minima.empty();
+    const CodedTokens& coded = is_ternary ? x.by_token : x.by_block;
+    if (coded.codes == nullptr || row.codes.empty()) {
+        return expected_of_values(row, x, token);
+    }
+    const int unit = is_ternary ? ternary_columns : block_columns, blocks = x.columns / unit;
+    const std::int8_t* codes = coded.codes + token * x.columns;
+    float sum = 0.0f;
     for (int b = 0; b < blocks; ++b) {
-        int dot = 0;
-        for (int i = b * block_columns; i < (b + 1) * block_columns; ++i) {
-            dot += row.codes[static_cast<std::size_t>(i)] * x.codes[token * x.columns + i];
-        }
+        const auto dot = static_cast<float>(dot_of_codes(row, codes, b * unit, (b + 1) * unit));
         const auto at = static_cast<std::size_t>(b);
-        sum = std::fma(static_cast<float>(dot), row.scales[at] * x.scales[token * blocks + b], sum);
-        sum = std::fma(row.minima[at], x.sums[token * blocks + b], sum);
+        if (is_ternary) {
+            sum = std::fma(dot, row.scales[at] * coded.scales[token], sum);
+        } else {
+            sum = std::fma(dot, row.scales[at] * coded.scales[token * blocks + b], sum);
+            sum = std::fma(row.minima[at], coded.sums[token * blocks + b], sum);
+        }
     }
     return sum;
 }
@@ -135,21 +170,23 @@ void test_matrix(const Variant& variant, WeightType type, int row_count, int col
     }
     for (const int count : token_counts) {
         const Activations x = activations(count, columns, random);
-        check_product(matrix, rows, x.tokens(count, columns, false), random);
+        check_product(matrix, rows, x.tokens(count, columns), random);
         if (is_quantized(type)) {
-            check_product(matrix, rows, x.tokens(count, columns, true), random);
+            check_product(matrix, rows, x.tokens(count, columns, ActivationScheme::block), random);
+            check_product(matrix, rows, x.tokens(count, columns, ActivationScheme::token), random);
         }
     }
 }
 
 // The largest sums there are: all codes at their ends.
 void test_extremes(const Variant& variant, WeightType type, std::uint8_t byte, std::int8_t code) {
-    const int columns = 2 * block_columns;
+    const int columns = 2 * columns_unit(type);
     std::vector<std::uint8_t> bytes(static_cast<std::size_t>(16 * file_row_bytes(type, columns)), byte);
-    const auto block_bytes = static_cast<std::size_t>(file_row_bytes(type, block_columns));
+    const auto block_bytes = static_cast<std::size_t>(file_row_bytes(type, columns_unit(type)));
+    const std::size_t scale_at = type == WeightType::tq2_0 ? offsetof(BlockTQ2_0, scale) : 0;
     const std::uint16_t one = half_from_float(1.0f);
     for (std::size_t at = 0; at < bytes.size(); at += block_bytes) {
-        std::memcpy(bytes.data() + at, &one, 2);
+        std::memcpy(bytes.data() + at + scale_at, &one, 2);
         if (type == WeightType::q4_1 || type == WeightType::q5_1) {
             std::memcpy(bytes.data() + at + 2, &one, 2);
         }
@@ -159,8 +196,10 @@ void test_extremes(const Variant& variant, WeightType type, std::uint8_t byte, s
     const std::vector<Row> rows(16, read_row(type, bytes.data(), columns));
     for (const int count : {1, 3, 9}) {
         Activations x = activations(count, columns, random);
-        x.codes.assign(x.codes.size(), code);
-        check_product(matrix, rows, x.tokens(count, columns, true), random);
+        x.by_block.codes.assign(x.by_block.codes.size(), code);
+        x.by_token.codes = x.by_block.codes;
+        x.by_token.sums.assign(x.by_token.sums.size(), static_cast<float>(ternary_columns * code));
+        check_product(matrix, rows, x.tokens(count, columns, activation_scheme(type)), random);
     }
 }
 
@@ -197,6 +236,52 @@ void test_quantize_token(const Variant& variant) {
     }
 }
 
+void test_ternary(const Variant& variant, Random& random) {
+    test_matrix(variant, WeightType::tq2_0, 33, 512, {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 33}, random);
+    test_matrix(variant, WeightType::tq2_0, 1, 256, {1, 2, 5}, random);
+    test_matrix(variant, WeightType::tq2_0, 15, 1280, {1, 4, 13}, random);
+    test_matrix(variant, WeightType::tq2_0, 80, 256, {1, 2, 259}, random);
+    for (const int byte : {0x00, 0x55, 0xaa, 0xff}) {  // all of one code, the last of which no weight is to have
+        test_extremes(variant, WeightType::tq2_0, static_cast<std::uint8_t>(byte), 127);
+        test_extremes(variant, WeightType::tq2_0, static_cast<std::uint8_t>(byte), -127);
+    }
+}
+
+// Magnitudes from far below an inverse to far above, then NaN and infinity at either end.
+void test_quantize_row(const Variant& variant) {
+    Random random(5);
+    constexpr int columns = 3 * ternary_columns;
+    for (int exponent = -170; exponent < 127; exponent += 9) {
+        for (const float spoilt : {0.0f, NAN, INFINITY, -INFINITY}) {
+            std::vector<float> values(columns);
+            for (float& value : values) {
+                value = random.real() * std::ldexp(1.0f, exponent - random.below(4));
+            }
+            if (spoilt != 0.0f) {
+                values[random.below(2) == 0 ? 0 : columns - 1] = spoilt;
+            }
+            float largest = 0.0f;
+            for (const float value : values) {
+                largest = std::fmax(largest, std::fabs(value));
+            }
+            const float scale = largest / 127.0f, inverse = std::isinf(1.0f / scale) ? 0.0f : 1.0f / scale;
+            std::vector<std::int8_t> codes(columns);
+            float found = 0.0f, sums[columns / ternary_columns];
+            variant.kernel->quantize_row(values.data(), columns, codes.data(), &found, sums);
+            CHECK(same_bits(found, spoilt == 0.0f ? scale : NAN));
+            for (int b = 0; b < columns / ternary_columns; ++b) {
+                int sum = 0;
+                for (int i = b * ternary_columns; i < (b + 1) * ternary_columns; ++i) {
+                    const auto at = static_cast<std::size_t>(i);
+                    CHECK(codes[at] == (spoilt == 0.0f ? static_cast<int>(std::nearbyint(values[at] * inverse)) : 0));
+                    sum += codes[at];
+                }
+                CHECK(sums[b] == static_cast<float>(sum));
+            }
+        }
+    }
+}
+
 }  // namespace
 
 void test_matmul() {
@@ -204,7 +289,12 @@ void test_matmul() {
         std::printf("multiplications: %s\n", variant.set);
         Random random(3);
         test_quantize_token(variant);
+        test_quantize_row(variant);
         for (const WeightType type : weight_types) {
+            if (type == WeightType::tq2_0) {
+                test_ternary(variant, random);
+                continue;
+            }
             test_matrix(variant, type, 33, 64, {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 33}, random);
             test_matrix(variant, type, 1, 32, {1, 2, 5}, random);
             test_matrix(variant, type, 15, 1152, {1, 4, 13}, random);

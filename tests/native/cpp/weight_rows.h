@@ -7,6 +7,7 @@
 #include "../../../quantlab/native/src/engine/packed_matrix.h"
 #include "../../../quantlab/native/src/numbers.h"
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -16,8 +17,10 @@ namespace weight_rows {
 using namespace quantlab;
 using namespace quantlab::engine;
 
-inline constexpr WeightType weight_types[] = {WeightType::f32,  WeightType::f16,  WeightType::bf16, WeightType::q4_0,
-                                       WeightType::q4_1, WeightType::q5_0, WeightType::q5_1, WeightType::q8_0};
+// Those of blocks of 32 columns before that of 256.
+inline constexpr WeightType weight_types[] = {WeightType::f32,  WeightType::f16,  WeightType::bf16,
+                                              WeightType::q4_0, WeightType::q4_1, WeightType::q5_0,
+                                              WeightType::q5_1, WeightType::q8_0, WeightType::tq2_0};
 
 // Bytes of any kind but for scales and minima, which are halves of moderate size.
 inline std::vector<std::uint8_t> random_rows(WeightType type, std::int64_t rows, std::int64_t columns, Random& random) {
@@ -41,9 +44,9 @@ inline std::vector<std::uint8_t> random_rows(WeightType type, std::int64_t rows,
         }
         return bytes;
     }
-    const auto block_bytes = static_cast<std::size_t>(file_row_bytes(type, block_columns));
+    const auto block_bytes = static_cast<std::size_t>(file_row_bytes(type, columns_unit(type)));
     for (std::size_t at = 0; at < bytes.size(); at += block_bytes) {
-        set_half(at);
+        set_half(type == WeightType::tq2_0 ? at + offsetof(BlockTQ2_0, scale) : at);
         if (type == WeightType::q4_1 || type == WeightType::q5_1) {
             set_half(at + 2);
         }
@@ -54,7 +57,7 @@ inline std::vector<std::uint8_t> random_rows(WeightType type, std::int64_t rows,
 // One row, taken apart: what the formula is about.
 struct Row {
     std::vector<float> weights;
-    std::vector<float> scales, minima;  // of its blocks
+    std::vector<float> scales, minima;  // of its blocks; no minima where they are of 256 columns
     std::vector<int> codes;
 };
 
@@ -92,6 +95,18 @@ void read_blocks(const std::uint8_t* bytes, std::int64_t columns, float zero_cod
     }
 }
 
+// Codes less 1, so that they are the weights of scale 1.
+inline void read_ternary(const std::uint8_t* bytes, std::int64_t columns, Row& row) {
+    for (std::int64_t i = 0; i < columns; ++i) {
+        BlockTQ2_0 file;
+        std::memcpy(&file, bytes + i / 256 * static_cast<std::int64_t>(sizeof file), sizeof file);
+        const std::int64_t half = i % 256 / 128, plane = i % 128 / 32, byte = 32 * half + i % 32;
+        row.codes.push_back((file.codes[byte] >> 2 * plane & 3) - 1);
+        if (i % 256 == 0) row.scales.push_back(float_from_half(file.scale));
+        row.weights.push_back(row.scales.back() * static_cast<float>(row.codes.back()));
+    }
+}
+
 inline Row read_row(WeightType type, const std::uint8_t* bytes, std::int64_t columns) {
     Row row;
     switch (type) {
@@ -109,6 +124,9 @@ inline Row read_row(WeightType type, const std::uint8_t* bytes, std::int64_t col
             break;
         case WeightType::q8_0:
             read_blocks<BlockQ8_0>(bytes, columns, 128, row);
+            break;
+        case WeightType::tq2_0:
+            read_ternary(bytes, columns, row);
             break;
         default:
             for (std::int64_t i = 0; i < columns; ++i) {

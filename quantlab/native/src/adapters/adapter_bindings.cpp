@@ -67,7 +67,7 @@ void rechoose(const std::string& format_name, std::optional<std::int64_t> levels
               nb::handle b, float scale, std::int64_t threads, nb::handle out_given) {
     const auto blocks = array_of<const std::uint8_t, 2>("blocks", blocks_given, "[rows, row bytes]");
     const auto out = array_of<std::uint8_t, 2>("out", out_given, "[rows, row bytes]");
-    const BlockFormat& format = known_format(format_name);
+    const BlockFormat& format = known_format_of_own_scales(format_name);
     const std::int32_t used = checked_levels(format, levels.value_or(format.most_levels));
     const HeldUpdate update = held(a, b, scale);
     const std::int64_t columns = update.view.columns;

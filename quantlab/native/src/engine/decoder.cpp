@@ -39,13 +39,28 @@ int checked_threads(const DecoderSpec& spec, const DecoderWeights& weights, int 
     return threads;
 }
 
-DecoderScratch new_scratch(const DecoderSpec& spec, int threads) {
+// The most columns of a matrix that reads codes with one scale a token; 0 if none does.
+int widest_coded_rows(const DecoderWeights& weights) {
+    std::int64_t widest = 0;
+    const auto take = [&](const Linear& linear) {
+        const PackedMatrix* matrix = linear.weight.get();
+        if (matrix == nullptr || activation_scheme(matrix->type()) != ActivationScheme::token) return;
+        widest = std::max(widest, matrix->columns());
+    };
+    for (const LayerWeights& w : weights.layers) {
+        for (const Linear* linear : {&w.query, &w.key, &w.value, &w.output, &w.gate, &w.up, &w.down}) take(*linear);
+    }
+    take(weights.head);
+    return static_cast<int>(widest);
+}
+
+DecoderScratch new_scratch(const DecoderSpec& spec, int threads, int coded_columns) {
     const int group = spec.heads / spec.kv_heads;
     const int query = spec.heads * spec.head_size, key = spec.kv_heads * spec.head_size;
     const auto floats = [](int columns) { return std::vector<float>(static_cast<std::size_t>(columns) * pass_tokens); };
     DecoderScratch s;
-    s.shared = ResidualStream(pass_tokens, spec.hidden);
-    s.threads.assign(threads, ResidualStream(few_tokens, spec.hidden));
+    s.shared = ResidualStream(pass_tokens, spec.hidden, coded_columns);
+    s.threads.assign(threads, ResidualStream(few_tokens, spec.hidden, coded_columns));
     s.query = floats(query), s.key = floats(key), s.value = floats(key), s.sum = floats(spec.hidden);
     if (spec.gated) s.gate = floats(spec.inner);
     s.query_codes.resize(s.query.size());
@@ -80,7 +95,7 @@ Decoder::Decoder(DecoderSpec spec, DecoderWeights weights, int context, CacheTyp
     const std::size_t all = head_bytes_ * static_cast<std::size_t>(spec_.layers) * spec_.kv_heads;
     key_cache_ = new_storage(all);
     value_cache_ = new_storage(all);
-    *scratch_ = new_scratch(spec_, pool_.size());
+    *scratch_ = new_scratch(spec_, pool_.size(), int8_ ? widest_coded_rows(weights_) : 0);
     if (pool_.size() > 1 && context_ > attention_chunk) {
         const int chunks = context_ / attention_chunk + 2, queries = few_tokens * (spec_.heads / spec_.kv_heads);
         const std::size_t states = static_cast<std::size_t>(spec_.kv_heads) * chunks;

@@ -12,6 +12,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <vector>
 
@@ -71,6 +72,9 @@ private:
         int rank;
     };
 
+    // The matrices that read an input.
+    using Readers = std::initializer_list<const Linear*>;
+
     // Runs of positions that attention takes at once (decoder_ops.h).
     struct Chunks {
         int first, count;
@@ -96,10 +100,14 @@ private:
     float* products_of(const Pass& pass, const LowRankInput& adapter, int columns) const;
     void take_products(const Pass& pass, const LowRankInput& adapter, const Activations& x, int columns);
     void meet_if_divided(const Pass& pass, const LowRankInput& adapter, int columns);
-    void quantize(Activations& x, int columns, std::int64_t token, Range part) const;
+    void take_input(const Pass& pass, const LowRankInput& adapter, Activations& x, int columns, const Linear& reader);
+    bool wants_codes(ActivationScheme scheme, Readers readers) const;
+    void quantize(const Pass& pass, Activations& x, int columns, std::int64_t token, Readers readers);
+    void quantize_part(Activations& x, int columns, std::int64_t token, Range part, Readers readers) const;
+    void quantize_row(const Pass& pass, const Activations& x, int columns, std::int64_t token, Readers readers);
     void add_bias(const Linear& linear, float* row, Range part) const;
-    Tokens tokens_of(const Activations& x, int count, int columns) const;
-    Input input_of(const Pass& pass, const LowRankInput& adapter, const Activations& x, int columns) const;
+    Tokens tokens_of(const Pass& pass, const Activations& x, int count, int columns);
+    Input input_of(const Pass& pass, const LowRankInput& adapter, const Activations& x, int columns);
 
     // decoder_attention.cpp
     void attend(const Pass& pass, int index);

@@ -19,7 +19,7 @@ void Decoder::attend(const Pass& pass, int index) {
         const float* row = stream.x.data() + t * hidden;
         norm(w.attention_norm, row, hidden, stream.attention_input.values.data() + t * hidden);
         if (spec_.parallel_residual) norm(w.inner_norm, row, hidden, stream.inner_input.values.data() + t * hidden);
-        quantize(stream.attention_input, hidden, t, {0, hidden});
+        quantize(pass, stream.attention_input, hidden, t, {&w.query, &w.key, &w.value});
     }
     take_products(pass, a.attention, stream.attention_input, hidden);
     meet_unless_few(pass);
@@ -32,16 +32,14 @@ void Decoder::attend(const Pass& pass, int index) {
         attend_together(pass, index, input);
     }
     pool_.barrier();
-    take_products(pass, a.output, s.attended, columns);
-    if (a.output.rank != 0) meet_unless_few(pass);
-    meet_if_divided(pass, a.output, columns);
+    take_input(pass, a.output, s.attended, columns, w.output);
     multiply_together(pass, w.output, a.output_rows, input_of(pass, a.output, s.attended, columns), s.sum.data());
     pool_.barrier();
     for (auto t = mine.first; t < mine.last; ++t) {
         add_to_stream(stream, t, w.output, w.attention_post_norm);
         float* ready = stream.inner_input.values.data() + t * hidden;
         if (!spec_.parallel_residual) norm(w.inner_norm, stream.x.data() + t * hidden, hidden, ready);
-        quantize(stream.inner_input, hidden, t, {0, hidden});
+        quantize(pass, stream.inner_input, hidden, t, {&w.gate, &w.up});
     }
     take_products(pass, a.inner, stream.inner_input, hidden);
     meet_unless_few(pass);
@@ -129,8 +127,9 @@ void Decoder::attend_chunk(int index, std::int64_t head, std::int64_t first_toke
         const int first = std::max(start, *std::min_element(task.first, task.first + task.count));
         const std::int64_t place = query_place(head, first_token);
         const DecoderScratch& s = *scratch_;
-        const Tokens queries{task.count, size, nullptr, s.query_codes.data() + place, s.query_scales.data() + place / block_columns,
-                             s.query_sums.data() + place / block_columns};
+        const CodedTokens codes{s.query_codes.data() + place, s.query_scales.data() + place / block_columns,
+                                s.query_sums.data() + place / block_columns};
+        const Tokens queries{task.count, size, nullptr, codes};
         const auto tile = [&](int position) { return (position - start) / tile_positions; };
         kernel_.by_codes[static_cast<int>(WeightType::q8_0)](
             {task.keys + tile_bytes(cache_type_, size) * (start / tile_positions), attention_chunk, queries, task.scores,
@@ -175,7 +174,7 @@ void Decoder::attend_alone(const Pass& pass, int index, const Input& input) {
     for (auto head = heads.first; head < heads.last; ++head) {
         for (int t = 0; t < pass.count; t += batch_tokens()) attend_batch(index, head, batch_at(pass, t), pass.thread);
     }
-    for (int t = 0; t < pass.count; ++t) quantize(s.attended, spec_.heads * size, t, queries);
+    for (int t = 0; t < pass.count; ++t) quantize_part(s.attended, spec_.heads * size, t, queries, {&w.output});
 }
 
 void Decoder::attend_together(const Pass& pass, int index, const Input& input) {
@@ -203,7 +202,7 @@ void Decoder::attend_together(const Pass& pass, int index, const Input& input) {
     pool_.barrier();
     const int columns = spec_.heads * spec_.head_size;
     const Range mine = share(columns, pass.thread, pool_.size(), block_columns);
-    for (int t = 0; t < pass.count; ++t) quantize(s.attended, columns, t, mine);
+    for (int t = 0; t < pass.count; ++t) quantize_part(s.attended, columns, t, mine, {&weights_.layers[index].output});
 }
 
 // A long context and few tokens: threads share the chunks of positions.

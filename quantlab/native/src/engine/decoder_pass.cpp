@@ -6,7 +6,7 @@
 // token costs four meetings a layer.
 //
 // Adapters' products are taken by the thread that has the token; of few tokens by each thread for itself, in place of a
-// meeting, unless there are many.
+// meeting, unless there are many. So are int8 codes with one scale a token.
 #include "decoder.h"
 
 #include "decoder_parts.h"
@@ -43,10 +43,11 @@ void Decoder::head(const Pass& pass, float* logits, int wanted) {
     for (auto t = rows.first; t < rows.last; ++t) {
         const float* row = stream.x.data() + (pass.count - wanted + t) * spec_.hidden;
         norm(weights_.final_norm, row, spec_.hidden, stream.attention_input.values.data() + t * spec_.hidden);
-        quantize(stream.attention_input, spec_.hidden, t, {0, spec_.hidden});
+        quantize(pass, stream.attention_input, spec_.hidden, t, {&weights_.head});
     }
     meet_unless_few(pass);
-    multiply_together(pass, weights_.head, {}, {tokens_of(stream.attention_input, wanted, spec_.hidden), nullptr, 0}, logits);
+    const Tokens input = tokens_of(pass, stream.attention_input, wanted, spec_.hidden);
+    multiply_together(pass, weights_.head, {}, {input, nullptr, 0}, logits);
     if (spec_.logit_cap == 0.0f && weights_.head.bias.empty()) return;
     pool_.barrier();
     const Range finished = share(wanted, pass.thread, pool_.size());
@@ -85,13 +86,11 @@ void Decoder::feed_forward(const Pass& pass, int index) {
             up += part.first;
             ops_.activate(spec_.activation, gate != nullptr ? gate + part.first : up, gate != nullptr ? up : nullptr,
                           static_cast<int>(part.last - part.first), up);
-            quantize(s.inner, inner, t, part);
+            quantize_part(s.inner, inner, t, part, {&w.down});
         }
     });
     pool_.barrier();
-    take_products(pass, a.down, s.inner, inner);
-    if (a.down.rank != 0) meet_unless_few(pass);
-    meet_if_divided(pass, a.down, inner);
+    take_input(pass, a.down, s.inner, inner, w.down);
     multiply_together(pass, w.down, a.down_rows, input_of(pass, a.down, s.inner, inner), s.sum.data());
     pool_.barrier();
     const Range mine = rows_of(pass, pass.count);
@@ -176,12 +175,44 @@ void Decoder::meet_if_divided(const Pass& pass, const LowRankInput& adapter, int
     if (divides_products(pass, adapter, columns)) pool_.barrier();
 }
 
-// Columns that int8 activations need, of one token.
-void Decoder::quantize(Activations& x, int columns, std::int64_t token, Range part) const {
-    if (!int8_ || columns % block_columns != 0 || part.first == part.last) return;
+// Of an input that several threads wrote: its products with the adapter, and what needs whole tokens.
+void Decoder::take_input(const Pass& pass, const LowRankInput& adapter, Activations& x, int columns, const Linear& reader) {
+    take_products(pass, adapter, x, columns);
+    const Range tokens = rows_of(pass, pass.count);
+    for (auto t = tokens.first; t < tokens.last; ++t) quantize_row(pass, x, columns, t, {&reader});
+    if (adapter.rank != 0 || wants_codes(ActivationScheme::token, {&reader})) meet_unless_few(pass);
+    meet_if_divided(pass, adapter, columns);
+}
+
+// Whether one of the matrices multiplies int8 activations of that scheme.
+bool Decoder::wants_codes(ActivationScheme scheme, Readers readers) const {
+    return int8_ && std::any_of(readers.begin(), readers.end(), [&](const Linear* linear) {
+        if (linear->weight == nullptr) return false;
+        const WeightType type = linear->weight->type();
+        return is_quantized(type) && activation_scheme(type) == scheme;
+    });
+}
+
+// One token, whole.
+void Decoder::quantize(const Pass& pass, Activations& x, int columns, std::int64_t token, Readers readers) {
+    quantize_part(x, columns, token, {0, columns}, readers);
+    quantize_row(pass, x, columns, token, readers);
+}
+
+// Columns of one token, in whole blocks.
+void Decoder::quantize_part(Activations& x, int columns, std::int64_t token, Range part, Readers readers) const {
+    if (part.first == part.last || !wants_codes(ActivationScheme::block, readers)) return;
     const std::int64_t at = token * columns + part.first;
     kernel_.quantize_token(x.values.data() + at, static_cast<int>(part.last - part.first), x.codes.data() + at,
                            x.scales.data() + at / block_columns, x.sums.data() + at / block_columns);
+}
+
+// One token with one scale: of few tokens by each thread for itself.
+void Decoder::quantize_row(const Pass& pass, const Activations& x, int columns, std::int64_t token, Readers readers) {
+    if (!wants_codes(ActivationScheme::token, readers)) return;
+    RowCodes& to = stream_of(pass).row_codes;
+    kernel_.quantize_row(x.values.data() + token * columns, columns, to.codes.data() + token * columns,
+                         to.scales.data() + token, to.sums.data() + token * (columns / ternary_columns));
 }
 
 // Columns from a multiple of 16 on.
@@ -192,13 +223,17 @@ void Decoder::add_bias(const Linear& linear, float* row, Range part) const {
     for (auto i = part.first + whole; i < part.last; ++i) row[i] += linear.bias[i];
 }
 
-Tokens Decoder::tokens_of(const Activations& x, int count, int columns) const {
-    const bool coded = int8_ && columns % block_columns == 0;
-    return {count, columns, x.values.data(), coded ? x.codes.data() : nullptr, x.scales.data(), x.sums.data()};
+Tokens Decoder::tokens_of(const Pass& pass, const Activations& x, int count, int columns) {
+    Tokens tokens{count, columns, x.values.data()};
+    if (!int8_) return tokens;
+    const RowCodes& rows = stream_of(pass).row_codes;
+    tokens.by_block = {x.codes.data(), x.scales.data(), x.sums.data()};
+    tokens.by_token = {rows.codes.data(), rows.scales.data(), rows.sums.data()};
+    return tokens;
 }
 
-Decoder::Input Decoder::input_of(const Pass& pass, const LowRankInput& adapter, const Activations& x, int columns) const {
-    return {tokens_of(x, pass.count, columns), products_of(pass, adapter, columns), adapter.rank};
+Decoder::Input Decoder::input_of(const Pass& pass, const LowRankInput& adapter, const Activations& x, int columns) {
+    return {tokens_of(pass, x, pass.count, columns), products_of(pass, adapter, columns), adapter.rank};
 }
 
 }  // namespace quantlab::engine

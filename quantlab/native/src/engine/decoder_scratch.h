@@ -30,15 +30,27 @@ struct Activations {
           scales(values.size() / block_columns + 1), sums(scales.size()) {}
 };
 
+// An input in int8 with one scale a token, for weights that want it so: of the input at hand, whichever that is.
+struct RowCodes {
+    std::vector<std::int8_t> codes;
+    std::vector<float> scales, sums;
+
+    RowCodes() = default;
+    RowCodes(int tokens, int columns)
+        : codes(static_cast<std::size_t>(tokens) * columns), scales(static_cast<std::size_t>(tokens)),
+          sums(codes.size() / ternary_columns) {}
+};
+
 struct ResidualStream {
     std::vector<float> x, update;  // update: what a layer adds to x, if it needs work before
     Activations attention_input, inner_input;
+    RowCodes row_codes;           // of the widest input that ternary weights read; empty without such weights
     std::vector<float> products;  // of adapters with the input at hand, [tokens][rank] (Decoder::set_adapters)
 
     ResidualStream() = default;
-    ResidualStream(int tokens, int hidden)
+    ResidualStream(int tokens, int hidden, int coded_columns)
         : x(static_cast<std::size_t>(tokens) * hidden), update(x.size()), attention_input(tokens, hidden),
-          inner_input(tokens, hidden) {}
+          inner_input(tokens, hidden), row_codes(tokens, coded_columns) {}
 };
 
 // One thread's, for attention.

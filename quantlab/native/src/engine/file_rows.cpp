@@ -40,10 +40,12 @@ public:
           count_(count),
           out_(out),
           kernel_(matmul_kernel()),
-          blocks_(weights.columns / block_columns),
+          scheme_(activation_scheme(weights.type)),
+          token_scales_(scales_per_token(scheme_, weights.columns)),
+          token_sums_(sums_per_token(scheme_, weights.columns)),
           codes_(static_cast<std::int64_t>(count) * weights.columns),
-          scales_(count * blocks_),
-          sums_(count * blocks_),
+          scales_(count * token_scales_),
+          sums_(count * token_sums_),
           token_parts_(std::min(count, parts_a_thread * threads)) {
         const std::int64_t groups = (weights.rows + group_rows - 1) / group_rows;
         const std::int64_t fitting = most_tile_bytes / group_bytes(weights.type, weights.columns);
@@ -59,9 +61,9 @@ public:
         const std::int64_t first = static_cast<std::int64_t>(count_) * part / token_parts_;
         const std::int64_t last = static_cast<std::int64_t>(count_) * (part + 1) / token_parts_;
         for (std::int64_t t = first; t < last; ++t) {
-            kernel_.quantize_token(values_ + t * weights_.columns, weights_.columns,
-                                   codes_.data() + t * weights_.columns, scales_.data() + t * blocks_,
-                                   sums_.data() + t * blocks_);
+            kernel_.quantizer(scheme_)(values_ + t * weights_.columns, weights_.columns,
+                                       codes_.data() + t * weights_.columns, scales_.data() + t * token_scales_,
+                                       sums_.data() + t * token_sums_);
         }
     }
 
@@ -71,7 +73,9 @@ public:
         const std::int64_t rows = std::min(tile_rows_, weights_.rows - first);
         const std::int64_t row_bytes = file_row_bytes(weights_.type, weights_.columns);
         interleave(weights_.type, weights_.columns, 0, rows, weights_.bytes + first * row_bytes, buffer);
-        const Tokens tokens{count_, weights_.columns, nullptr, codes_.data(), scales_.data(), sums_.data()};
+        const CodedTokens coded{codes_.data(), scales_.data(), sums_.data()};
+        const bool by_token = scheme_ == ActivationScheme::token;
+        const Tokens tokens{count_, weights_.columns, nullptr, by_token ? CodedTokens{} : coded, by_token ? coded : CodedTokens{}};
         const auto groups = static_cast<int>((rows + group_rows - 1) / group_rows);
         kernel_.by_codes[static_cast<int>(weights_.type)]({buffer, rows, tokens, out_ + first, weights_.rows, 0, groups});
     }
@@ -85,7 +89,8 @@ private:
     int count_;
     float* out_;
     const MatmulKernel& kernel_;
-    std::int64_t blocks_;  // of a row
+    ActivationScheme scheme_;
+    std::int64_t token_scales_, token_sums_;  // of each token
     Buffer<std::int8_t> codes_;
     Buffer<float> scales_;
     Buffer<float> sums_;

@@ -12,12 +12,12 @@ namespace quantlab::engine {
 struct FileRows {
     WeightType type;  // quantized
     std::int64_t rows;
-    int columns;  // a multiple of 32
+    int columns;  // a multiple of columns_unit(type)
     const std::uint8_t* bytes;
 };
 
 // Writes out[t * rows + row] for `count` tokens: the product with `values`, [count][columns], rounded to int8 by
-// quantize_token. The bits are those of PackedMatrix::multiply for the same rows and codes, whatever the pool and the
+// quantize_token or quantize_row, as the type wants it. The bits are those of PackedMatrix::multiply for the same rows and codes, whatever the pool and the
 // count. Beyond `out` it needs count * columns * 1.25 bytes and a tile of interleaved rows a thread, no more than
 // some 128 KiB unless sixteen rows are larger. Throws std::bad_alloc.
 void multiply_file_rows(const FileRows& weights, const float* values, int count, float* out, ThreadPool& pool);

@@ -29,7 +29,7 @@ FileRows checked_rows(const std::string& format_name, const Matrix<const std::ui
     const BlockFormat& format = known_format(format_name);
     const auto type = static_cast<WeightType>(static_cast<int>(WeightType::q4_0) + format.index);  // the same order
     const auto row_bytes = static_cast<std::int64_t>(blocks.shape(1));
-    const std::int64_t block_bytes = format.block_bytes, columns = row_bytes / block_bytes * block_columns;
+    const std::int64_t block_bytes = format.block_bytes, columns = row_bytes / block_bytes * columns_unit(type);
     require(row_bytes > 0 && row_bytes % block_bytes == 0, format_name + " blocks have " + std::to_string(row_bytes) +
                                                                " bytes a row; expected a multiple of " +
                                                                std::to_string(block_bytes) + ", those of one block");

@@ -25,12 +25,14 @@
 //   L::load_codes(const uint8_t*) -> L::Codes       64 bytes, four of each row
 //   L::low_nibbles(c)  L::high_nibbles(c)           of each byte
 //   L::fifth_bits(c, bit)                           that bit of each byte, moved to bit 4
+//   L::two_bits(c, bit)                             that bit of each byte and the next, moved to bits 0 and 1
 //   a | b
 //   L::column(c, i)                                 byte i of each row's four, 0 to 255, as lanes
-//   L::Dot<bits>                                    the sum over 32 columns of code * activation, exact
+//   L::Dot<bits>                                    the sum over 32 columns of code * activation, exact; over 128 of
+//                                                   codes of two bits
 //       add(c, i, const int8_t* four)               for i = 0 to 7 in this order, codes below 2^bits, activations from
 //                                                   -127 to 127; where L::planes<bits> is 2, all the low nibbles
-//                                                   first, then the high ones for i = 8 to 15
+//                                                   first, then the high ones for i = 8 to 15; 32 times with two bits
 //       total() -> L
 //
 // and how much of a multiplication the registers hold:

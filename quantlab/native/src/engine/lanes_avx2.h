@@ -164,6 +164,10 @@ public:
         return masked({_mm256_slli_epi16(codes.low, 4 - bit), _mm256_slli_epi16(codes.high, 4 - bit)}, 0x10);
     }
 
+    static QUANTLAB_INLINE Codes two_bits(Codes codes, int bit) {
+        return masked({_mm256_srli_epi16(codes.low, bit), _mm256_srli_epi16(codes.high, bit)}, 0x03);
+    }
+
     static QUANTLAB_INLINE L column(Codes codes, int i) {
         const __m256i byte = _mm256_set1_epi32(0xff);
         return {_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(codes.low, 8 * i), byte)),
@@ -174,11 +178,11 @@ public:
     static constexpr int planes = has_vnni || bits <= 5 ? 1 : 2;
 
     // Pairs of products are added in 16 bits, where a pair is at most 2 * 127 * (2^bits - 1) in size: all eight of
-    // them fit with 4 bits, four with 5.
+    // them fit with 4 bits, four with 5, and 32 with 2, though no weight is to have the code 3.
     template <int bits>
     class Dot {
     public:
-        static_assert(bits == 4 || bits == 5 || bits == 8);
+        static_assert(bits == 2 || bits == 4 || bits == 5 || bits == 8);
 
         QUANTLAB_INLINE void add(Codes codes, [[maybe_unused]] int i, const std::int8_t* four) {
             std::int32_t packed;

@@ -124,6 +124,10 @@ public:
                        : masked(_mm512_slli_epi16(codes.bytes, static_cast<unsigned>(4 - bit)), 0x10);
     }
 
+    static QUANTLAB_INLINE Codes two_bits(Codes codes, int bit) {
+        return masked(_mm512_srli_epi16(codes.bytes, static_cast<unsigned>(bit)), 0x03);
+    }
+
     static QUANTLAB_INLINE L column(Codes codes, int i) {
         const __m512i byte = _mm512_set1_epi32(0xff);
         const __m512i shifted = _mm512_srli_epi32(codes.bytes, static_cast<unsigned>(8 * i));

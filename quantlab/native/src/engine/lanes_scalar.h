@@ -173,6 +173,10 @@ public:
         return codes.each([&](int i) { return (codes.bytes[i] >> bit & 1) << 4; });
     }
 
+    static Codes two_bits(const Codes& codes, int bit) {
+        return codes.each([&](int i) { return codes.bytes[i] >> bit & 3; });
+    }
+
     static L column(const Codes& codes, int i) {
         return made([&](int row) { return static_cast<float>(codes.bytes[4 * row + i]); });
     }

@@ -5,33 +5,12 @@
 
 namespace quantlab::engine {
 
-// How far ahead of the multiplication packed weights are asked for.
-inline constexpr int prefetch_bytes = 1024;
-
-template <int bytes>
-QUANTLAB_INLINE void prefetch_ahead([[maybe_unused]] const std::uint8_t* address) {
-#if defined(__GNUC__)
-    QUANTLAB_UNROLL
-    for (int line = 0; line < (bytes + 63) / 64; ++line) {
-        __builtin_prefetch(address + prefetch_bytes + 64 * line);
-    }
-#endif
-}
-
 template <typename L, typename Layout>
 struct ByCodes {
     static void multiply(const Multiplication& job) {
-        if (job.tokens.count == 1) {
-            for_each_run<L::code_groups>(job.first_group, job.last_group, [&]<int group_count>(int group) {
-                multiply_tile<group_count, 1>(job, group, 0);
-            });
-            return;
-        }
-        for (int group = job.first_group; group < job.last_group; ++group) {
-            for_each_tile<L::code_tile>(job.tokens.count, [&]<int token_count>(int token) {
-                multiply_tile<1, token_count>(job, group, token);
-            });
-        }
+        for_each_code_tile<L>(job, [&]<int group_count, int token_count>(int group, int token) {
+            multiply_tile<group_count, token_count>(job, group, token);
+        });
     }
 
 private:
@@ -44,9 +23,10 @@ private:
         const int blocks = columns / block_columns;
         const std::int64_t group_bytes = static_cast<std::int64_t>(blocks) * Layout::bytes;
         const std::uint8_t* block = job.storage + first_group * group_bytes;
-        const std::int8_t* codes = job.tokens.codes + token * columns;
-        const float* scales = job.tokens.scales + token * blocks;
-        const float* block_sums = job.tokens.sums + token * blocks;
+        const CodedTokens& x = job.tokens.by_block;
+        const std::int8_t* codes = x.codes + token * columns;
+        const float* scales = x.scales + token * blocks;
+        const float* block_sums = x.sums + token * blocks;
         L sums[group_count][token_count];
         set_to_zero(sums);
         for (int b = 0; b < blocks; ++b, block += Layout::bytes, codes += block_columns) {

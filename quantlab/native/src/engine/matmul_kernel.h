@@ -25,6 +25,11 @@ struct MatmulKernel {
     Multiply by_values[weight_type_count];
     Multiply by_codes[weight_type_count];  // null for float types
     QuantizeToken quantize_token;
+    QuantizeToken quantize_row;
+
+    QuantizeToken quantizer(ActivationScheme scheme) const {
+        return scheme == ActivationScheme::token ? quantize_row : quantize_token;
+    }
 };
 
 const MatmulKernel& scalar_matmul_kernel();

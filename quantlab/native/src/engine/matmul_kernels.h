@@ -2,6 +2,7 @@
 #pragma once
 
 #include "matmul_codes.h"
+#include "matmul_ternary.h"
 #include "matmul_values.h"
 #include "quantize_token.h"
 
@@ -18,7 +19,11 @@ struct MatmulKernelOf {
     static constexpr void set(MatmulKernel& kernel, WeightType type) {
         using Layout = BlockLayout<File>;
         kernel.by_values[static_cast<int>(type)] = ByDecoding<L, Layout>::multiply;
-        kernel.by_codes[static_cast<int>(type)] = ByCodes<L, Layout>::multiply;
+        if constexpr (Layout::bits == 2) {
+            kernel.by_codes[static_cast<int>(type)] = ByTernaryCodes<L, Layout>::multiply;
+        } else {
+            kernel.by_codes[static_cast<int>(type)] = ByCodes<L, Layout>::multiply;
+        }
     }
 
     static constexpr MatmulKernel table() {
@@ -31,7 +36,9 @@ struct MatmulKernelOf {
         set<BlockQ5_0>(kernel, WeightType::q5_0);
         set<BlockQ5_1>(kernel, WeightType::q5_1);
         set<BlockQ8_0>(kernel, WeightType::q8_0);
+        set<BlockTQ2_0>(kernel, WeightType::tq2_0);
         kernel.quantize_token = QuantizeToken<L>::run;
+        kernel.quantize_row = QuantizeRow<L>::run;
         return kernel;
     }
 };

@@ -45,6 +45,19 @@ QUANTLAB_INLINE void for_each_tile(int count, const Work& work) {
     }
 }
 
+// How far ahead of the multiplication packed weights are asked for.
+inline constexpr int prefetch_bytes = 1024;
+
+template <int bytes>
+QUANTLAB_INLINE void prefetch_ahead([[maybe_unused]] const std::uint8_t* address) {
+#if defined(__GNUC__)
+    QUANTLAB_UNROLL
+    for (int line = 0; line < (bytes + 63) / 64; ++line) {
+        __builtin_prefetch(address + prefetch_bytes + 64 * line);
+    }
+#endif
+}
+
 template <typename L>
 QUANTLAB_INLINE void store_sums(const L& sums, const Multiplication& job, int group, std::int64_t token) {
     const std::int64_t row = static_cast<std::int64_t>(group) * group_rows;
@@ -97,9 +110,11 @@ struct BlockLanes {
         }
     }
 
-    // Columns 4 * chunk to 4 * chunk + 3.
-    static QUANTLAB_INLINE typename L::Codes codes(const std::uint8_t* block, int chunk) {
-        if constexpr (Layout::bits == 8) {
+    // Columns 4 * chunk to 4 * chunk + 3 of a run of 32, of which a ternary block has eight and others one.
+    static QUANTLAB_INLINE typename L::Codes codes(const std::uint8_t* block, int chunk, [[maybe_unused]] int run = 0) {
+        if constexpr (Layout::bits == 2) {
+            return L::two_bits(L::load_codes(block + Layout::codes + 64 * (run / 4 * 8 + chunk)), run % 4 * 2);
+        } else if constexpr (Layout::bits == 8) {
             return L::load_codes(block + Layout::codes + 64 * chunk);
         } else {
             const auto packed = L::load_codes(block + Layout::codes + 64 * (chunk % 4));
@@ -132,6 +147,23 @@ QUANTLAB_INLINE void for_each_run(int first_group, int last_group, const Work& w
     }
     for (; group < last_group; ++group) {
         work.template operator()<1>(group);
+    }
+}
+
+// How multiplications by codes go through a job: of one token several groups at once, of more a tile by each group.
+// Calls work.template operator()<groups, tokens>(first group, first token).
+template <typename L, typename Work>
+QUANTLAB_INLINE void for_each_code_tile(const Multiplication& job, const Work& work) {
+    if (job.tokens.count == 1) {
+        for_each_run<L::code_groups>(job.first_group, job.last_group, [&]<int group_count>(int group) {
+            work.template operator()<group_count, 1>(group, 0);
+        });
+        return;
+    }
+    for (int group = job.first_group; group < job.last_group; ++group) {
+        for_each_tile<L::code_tile>(job.tokens.count, [&]<int token_count>(int token) {
+            work.template operator()<1, token_count>(group, token);
+        });
     }
 }
 

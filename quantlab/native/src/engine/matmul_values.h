@@ -84,11 +84,12 @@ struct ByDecoding {
 private:
     using Block = BlockLanes<L, Layout>;
 
-    static constexpr int panel_columns = 256;  // 16 KiB
+    static constexpr int runs = Layout::columns / block_columns;  // of a block
+    static constexpr int panel_columns = 256;  // 16 KiB; whole blocks of any format
     static constexpr int most_waiting = 256;   // tokens: 16 KiB
 
     static constexpr std::int64_t group_bytes(std::int64_t columns) {
-        return columns / block_columns * Layout::bytes;
+        return columns / Layout::columns * Layout::bytes;
     }
 
     template <int group_count>
@@ -99,17 +100,19 @@ private:
         const float* values = job.tokens.values;
         L sums[group_count][1];
         set_to_zero(sums);
-        for (int c = 0; c < columns; c += block_columns, block += Layout::bytes, values += block_columns) {
-            QUANTLAB_UNROLL
-            for (int chunk = 0; chunk < 8; ++chunk) {
+        for (int c = 0; c < columns; c += Layout::columns, block += Layout::bytes) {
+            for (int run = 0; run < runs; ++run, values += block_columns) {
                 QUANTLAB_UNROLL
-                for (int g = 0; g < group_count; ++g) {
-                    const auto scaling = Block::scaling(block + g * stride);
-                    const auto codes = Block::codes(block + g * stride, chunk);
+                for (int chunk = 0; chunk < 8; ++chunk) {
                     QUANTLAB_UNROLL
-                    for (int i = 0; i < 4; ++i) {
-                        const L weight = Block::weight(L::column(codes, i), scaling);
-                        sums[g][0] = L::fma(weight, L::broadcast(values[4 * chunk + i]), sums[g][0]);
+                    for (int g = 0; g < group_count; ++g) {
+                        const auto scaling = Block::scaling(block + g * stride);
+                        const auto codes = Block::codes(block + g * stride, chunk, run);
+                        QUANTLAB_UNROLL
+                        for (int i = 0; i < 4; ++i) {
+                            const L weight = Block::weight(L::column(codes, i), scaling);
+                            sums[g][0] = L::fma(weight, L::broadcast(values[4 * chunk + i]), sums[g][0]);
+                        }
                     }
                 }
             }
@@ -140,15 +143,18 @@ private:
     }
 
     static void decode(const std::uint8_t* block, int count, float* panel) {
-        for (int c = 0; c < count; c += block_columns, block += Layout::bytes) {
+        for (int c = 0; c < count; c += Layout::columns, block += Layout::bytes) {
             const auto scaling = Block::scaling(block);
-            QUANTLAB_UNROLL
-            for (int chunk = 0; chunk < 8; ++chunk) {
-                const auto codes = Block::codes(block, chunk);
+            for (int run = 0; run < runs; ++run) {
                 QUANTLAB_UNROLL
-                for (int i = 0; i < 4; ++i) {
-                    Block::weight(L::column(codes, i), scaling).store(panel + (c + 4 * chunk + i) * group_rows);
+                for (int chunk = 0; chunk < 8; ++chunk) {
+                    const auto codes = Block::codes(block, chunk, run);
+                    QUANTLAB_UNROLL
+                    for (int i = 0; i < 4; ++i) {
+                        Block::weight(L::column(codes, i), scaling).store(panel + 4 * chunk * group_rows + i * group_rows);
+                    }
                 }
+                panel += block_columns * group_rows;
             }
         }
     }

@@ -20,8 +20,6 @@ namespace quantlab::engine {
 
 namespace {
 
-constexpr std::int64_t block_count(std::int64_t columns) { return columns / block_columns; }
-
 template <typename Piece>
 Piece loaded(const std::uint8_t* source) {
     Piece piece;
@@ -73,6 +71,8 @@ template <typename Layout>
 struct Blocks {
     using File = typename Layout::File;
 
+    static constexpr std::int64_t block_count(std::int64_t columns) { return columns / Layout::columns; }
+
     static std::int64_t file_row_bytes(std::int64_t columns) {
         return block_count(columns) * static_cast<std::int64_t>(sizeof(File));
     }
@@ -89,7 +89,7 @@ struct Blocks {
 
     static void read_row(const std::uint8_t* group, std::int64_t columns, int row, float* out) {
         for (std::int64_t b = 0; b < block_count(columns); ++b) {
-            decode(group + b * Layout::bytes, row, out + b * block_columns);
+            decode(group + b * Layout::bytes, row, out + b * Layout::columns);
         }
     }
 
@@ -102,7 +102,11 @@ private:
             store_pieces<std::uint16_t, count>(block + Layout::minima + 2 * row, minimum, stride);
         }
         std::uint8_t* codes = block + Layout::codes + 4 * row;
-        if constexpr (Layout::bits == 8) {
+        if constexpr (Layout::bits == 2) {
+            for (int vector = 0; vector < 16; ++vector) {
+                store_pieces<std::uint32_t, count>(codes + 64 * vector, source + offsetof(File, codes) + 4 * vector, stride);
+            }
+        } else if constexpr (Layout::bits == 8) {
             for (int chunk = 0; chunk < 8; ++chunk) {  // plus 128: the sign bit turned
                 store_pieces<std::uint32_t, count>(codes + 64 * chunk, source + offsetof(File, codes) + 4 * chunk, stride,
                                                    [](std::uint32_t four) { return four ^ 0x80808080u; });
@@ -120,10 +124,10 @@ private:
     }
 
     static void decode(const std::uint8_t* block, int row, float* out) {
-        std::uint8_t codes[block_columns];
+        std::uint8_t codes[Layout::columns];
         read_codes(block, row, codes);
         const float scale = float_from_half(loaded<std::uint16_t>(block + 2 * row));
-        for (int i = 0; i < block_columns; ++i) {
+        for (int i = 0; i < Layout::columns; ++i) {
             out[i] = scale * static_cast<float>(codes[i] - Layout::zero_code);
         }
         if constexpr (Layout::has_minimum) {
@@ -136,12 +140,14 @@ private:
 
     static void read_codes(const std::uint8_t* block, int row, std::uint8_t* codes) {
         const std::uint8_t* packed = block + Layout::codes + 4 * row;
-        for (int i = 0; i < block_columns; ++i) {
-            const int at = 64 * (i / 4) + i % 4;
-            if constexpr (Layout::bits == 8) {
-                codes[i] = packed[at];
+        for (int i = 0; i < Layout::columns; ++i) {
+            const auto place = [](int byte) { return 64 * (byte / 4) + byte % 4; };  // of a byte of the file's block
+            if constexpr (Layout::bits == 2) {
+                codes[i] = packed[place(i / 128 * 32 + i % 32)] >> (i % 128 / 32 * 2) & 3;
+            } else if constexpr (Layout::bits == 8) {
+                codes[i] = packed[place(i)];
             } else {
-                codes[i] = i < 16 ? packed[at] & 0x0f : packed[at - 256] >> 4;
+                codes[i] = i < 16 ? packed[place(i)] & 0x0f : packed[place(i - 16)] >> 4;
             }
         }
         if constexpr (Layout::bits == 5) {
@@ -199,6 +205,8 @@ auto with_packing(WeightType type, const Work& work) {
             return work(Blocks<BlockLayout<BlockQ5_1>>());
         case WeightType::q8_0:
             return work(Blocks<BlockLayout<BlockQ8_0>>());
+        case WeightType::tq2_0:
+            return work(Blocks<BlockLayout<BlockTQ2_0>>());
     }
     throw std::invalid_argument("no such weight type");
 }
@@ -216,7 +224,7 @@ std::int64_t group_bytes(WeightType type, std::int64_t columns) {
 void interleave(WeightType type, std::int64_t columns, std::int64_t first_row, std::int64_t rows,
                 const std::uint8_t* file_rows, std::uint8_t* storage) {
     // A group's rows write to the same cache lines, so they take turns while those are near.
-    constexpr std::int64_t panel_columns = 16 * block_columns;
+    constexpr std::int64_t panel_columns = 2 * ternary_columns;
     with_packing(type, [=](auto packing) {
         const std::int64_t stride = packing.file_row_bytes(columns), end = first_row + rows;
         for (std::int64_t row = first_row, group_end; row < end; row = group_end) {
@@ -257,7 +265,7 @@ void PackedMatrix::fill(std::int64_t first_row, std::int64_t rows, const std::ui
 void PackedMatrix::multiply(const Tokens& x, float* out, std::int64_t out_stride, int first_group,
                             int last_group) const {
     const auto index = static_cast<std::size_t>(type_);
-    const bool by_codes = x.codes != nullptr && is_quantized(type_);
+    const bool by_codes = is_quantized(type_) && x.coded(activation_scheme(type_)).codes != nullptr;
     const Multiplication job{storage_.get(), rows_, x, out, out_stride, first_group, last_group};
     (by_codes ? kernel_->by_codes[index] : kernel_->by_values[index])(job);
 }
@@ -289,6 +297,10 @@ const MatmulKernel& matmul_kernel() {
 
 void quantize_token(const float* values, int columns, std::int8_t* codes, float* scales, float* sums) {
     matmul_kernel().quantize_token(values, columns, codes, scales, sums);
+}
+
+void quantize_row(const float* values, int columns, std::int8_t* codes, float* scale, float* sums) {
+    matmul_kernel().quantize_row(values, columns, codes, scale, sums);
 }
 
 }  // namespace quantlab::engine

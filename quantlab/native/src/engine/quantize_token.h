@@ -1,4 +1,4 @@
-// Activations of a token in int8: the formula is at quantize_token in packed_matrix.h.
+// Activations of a token in int8: the formulas are at quantize_token and quantize_row in packed_matrix.h.
 #pragma once
 
 #include "lanes.h"
@@ -8,6 +8,12 @@
 #include <limits>
 
 namespace quantlab::engine {
+
+// Zero for scales whose inverse is beyond fp32.
+QUANTLAB_INLINE float inverse_of_scale(float scale) {
+    const float inverse = 1.0f / scale;
+    return inverse <= std::numeric_limits<float>::max() ? inverse : 0.0f;
+}
 
 template <typename L>
 struct QuantizeToken {
@@ -24,7 +30,7 @@ private:
         scale = L::max(L::abs(low), L::abs(high)).fold_max() / 127.0f;
         // A finite number less itself is zero; infinity and NaN give NaN.
         const bool is_finite = ((low - low) + (high - high)).fold_sum() == 0.0f;
-        const float inverse = is_finite ? inverse_of(scale) : 0.0f;
+        const float inverse = is_finite ? inverse_of_scale(scale) : 0.0f;
         const L low_codes = is_finite ? L::round(low * L::broadcast(inverse)) : L::zero();
         const L high_codes = is_finite ? L::round(high * L::broadcast(inverse)) : L::zero();
         low_codes.store_int8(codes);
@@ -32,11 +38,29 @@ private:
         scale = is_finite ? scale : std::numeric_limits<float>::quiet_NaN();
         sum = scale * (low_codes + high_codes).fold_sum();
     }
+};
 
-    // Zero for scales whose inverse is beyond fp32.
-    static QUANTLAB_INLINE float inverse_of(float scale) {
-        const float inverse = 1.0f / scale;
-        return inverse <= std::numeric_limits<float>::max() ? inverse : 0.0f;
+template <typename L>
+struct QuantizeRow {
+    static void run(const float* values, int columns, std::int8_t* codes, float* scale, float* sums) {
+        L largest = L::zero(), doubt = L::zero();
+        for (int i = 0; i < columns; i += lane_count) {
+            const L some = L::load(values + i);
+            largest = L::max(L::abs(some), largest);
+            doubt = doubt + (some - some);
+        }
+        const bool is_finite = doubt.fold_sum() == 0.0f;
+        *scale = is_finite ? largest.fold_max() / 127.0f : std::numeric_limits<float>::quiet_NaN();
+        const L inverse = L::broadcast(is_finite ? inverse_of_scale(*scale) : 0.0f);
+        for (int start = 0; start < columns; start += ternary_columns) {
+            L sum = L::zero();
+            for (int i = start; i < start + ternary_columns; i += lane_count) {
+                const L some = is_finite ? L::round(L::load(values + i) * inverse) : L::zero();
+                some.store_int8(codes + i);
+                sum = sum + some;
+            }
+            *sums++ = sum.fold_sum();
+        }
     }
 };
 

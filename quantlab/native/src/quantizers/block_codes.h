@@ -105,7 +105,7 @@ struct BlockAccess {
 template <typename Block>
 inline constexpr BlockAccess access_of{code_range<Block>, close_block<Block>, open_block<Block>};
 
-// In the order of block_formats().
+// In the order of block_formats(); null for a format with one scale a tensor.
 inline constexpr BlockAccess block_access[format_count] = {access_of<BlockQ4_0>, access_of<BlockQ4_1>,
                                                            access_of<BlockQ5_0>, access_of<BlockQ5_1>,
                                                            access_of<BlockQ8_0>};

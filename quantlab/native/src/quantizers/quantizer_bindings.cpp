@@ -46,7 +46,7 @@ Array<const float, 2> weights_of(nb::handle given) {
 
 HeldWeight held(const std::string& format, std::int64_t levels, nb::handle weights_given, nb::handle blocks_given) {
     auto blocks = array_of<std::uint8_t, 2>("blocks", blocks_given, "[rows, row bytes]");
-    const BlockFormat& found = known_format(format);
+    const BlockFormat& found = known_format_of_own_scales(format);
     const std::int32_t used = checked_levels(found, levels);
     auto weights = weights_of(weights_given);
     const WeightView view{weights.data(), extent(weights, 0), extent(weights, 1), &found, used, blocks.data()};
@@ -202,7 +202,7 @@ void refine(const std::string& format, std::int64_t levels, nb::handle weights, 
 // Without blocks (None), of the weights themselves.
 void measure(const std::string& format, nb::handle weights_given, const SecondMoment& moment, std::int64_t threads,
              nb::handle blocks, nb::handle sums_given) {
-    const BlockFormat& found = known_format(format);
+    const BlockFormat& found = known_format_of_own_scales(format);
     HeldWeight weight;
     if (blocks.is_none()) {
         weight.weights = weights_of(weights_given);
