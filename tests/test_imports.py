@@ -59,7 +59,7 @@ def test_format_tables_are_plain_python() -> None:
         "         recipe.format_for('a.norm.weight', (4, 64))]"
     )
     assert loaded == []
-    table = {"q4_0": [18, 2], "q4_1": [20, 3], "q5_0": [22, 6], "q5_1": [24, 7], "q8_0": [34, 8]}
+    table = {"q4_0": [18, 2], "q4_1": [20, 3], "q5_0": [22, 6], "q5_1": [24, 7], "q8_0": [34, 8], "tq2_0": [66, 35]}
     assert found == [table, 68, "q4_1", None]
 
 
