@@ -23,7 +23,7 @@ from quantlab.errors import InputError
 from quantlab.formats import BlockFormat, PackedTensor, Recipe, format_named
 from quantlab.formats.blocks import check_own_scales
 from quantlab.formats.recipe import QUANT_METHOD
-from quantlab.quantization.recipes import default_recipe, named_recipe
+from quantlab.quantization.recipes import check_some_layer_fits, default_recipe, named_recipe
 from quantlab.quantization.stored import round_stored
 
 _FLOAT_WORDS = tuple(word.lower() for word in DTYPE_BYTES)
@@ -126,7 +126,7 @@ def quantize_checkpoint(
     check_outside(checkpoint, out)
     check_shapes(checkpoint)
     plan = {name: _planned_format(checkpoint, rules, name) for name in checkpoint.names}
-    _check_some_fit(checkpoint, rules, plan)
+    check_some_layer_fits(checkpoint, rules, plan)
     job = _Job(checkpoint, out, rules, plan, method, levels, threads, progress)
     check_method(method if settings_are_known else learned.METHOD, plan.values())
     for name, planned in plan.items():
@@ -199,19 +199,6 @@ def _recipe(checkpoint: Checkpoint, format: BlockFormat, uniform: bool, recipe: 
     if uniform:
         raise InputError("--uniform goes with --format; a recipe names the embedding's and head's formats itself")
     return named_recipe(recipe, checkpoint.family, checkpoint.names)
-
-
-def _check_some_fit(checkpoint: Checkpoint, rules: Recipe, plan: dict[str, BlockFormat | None]) -> None:
-    """Refuse a format that no layer's rows are whole blocks of: the output would be all but the original."""
-    vocabulary = (checkpoint.family.embedding, checkpoint.family.head)
-    wanted = {name: f for name in plan if name not in vocabulary and (f := rules.format_by_name(name)) is not None}
-    if wanted and all(plan[name] is None for name in wanted):
-        name, format = next(iter(wanted.items()))
-        raise InputError(
-            f"{checkpoint.path}: no layer can be packed: {name} {list(checkpoint.shape(name))} and "
-            f"{len(wanted) - 1} more have no rows of a multiple of {format.block_size} ({format.name}); "
-            "choose another format"
-        )
 
 
 @dataclass(frozen=True)

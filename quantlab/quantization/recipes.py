@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantlab.checkpoint.families import Family
 from quantlab.errors import InputError
 from quantlab.formats import FORMATS, BlockFormat, Recipe, format_named
 from quantlab.formats.blocks import ALIASES
+
+if TYPE_CHECKING:
+    from quantlab.checkpoint.checkpoint import Checkpoint
 
 VOCABULARY_FORMAT = "q8_0"  # small models lose most through embedding and head; large ones barely grow
 KEPT = ("none", "float")  # a file's words, beside null, for a tensor that stays as it is
@@ -107,3 +110,23 @@ def _rules(rules: object, path: Path) -> Iterator[tuple[str, str | None]]:
                 yield pattern, None
             case _:
                 raise InputError(f"{path}: rule {number} is no [pattern, format]")
+
+
+def check_some_layer_fits(checkpoint: Checkpoint, rules: Recipe, planned: Mapping[str, BlockFormat | None]) -> None:
+    """Refuse a recipe under which no layer is packed: the output would be all but the original.
+
+    Args:
+        planned: what each tensor gets; embedding and head do not count.
+
+    Raises:
+        InputError: rows of all layers that the recipe names are no whole blocks of their formats.
+    """
+    vocabulary = (checkpoint.family.embedding, checkpoint.family.head)
+    wanted = {name: f for name in planned if name not in vocabulary and (f := rules.format_by_name(name)) is not None}
+    if wanted and all(planned[name] is None for name in wanted):
+        name, format = next(iter(wanted.items()))
+        raise InputError(
+            f"{checkpoint.path}: no layer can be packed: {name} {list(checkpoint.shape(name))} and "
+            f"{len(wanted) - 1} more have no rows of a multiple of {format.block_size} ({format.name}); "
+            "choose another format"
+        )

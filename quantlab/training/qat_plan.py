@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from quantlab.adapters.targets import target_modules
 from quantlab.checkpoint.checkpoint import Checkpoint
 from quantlab.checkpoint.tensors import FLOAT_DTYPES
 from quantlab.errors import InputError
 from quantlab.formats import BlockFormat, Recipe, format_named
 from quantlab.formats.blocks import check_own_scales
-from quantlab.quantization.recipes import default_recipe, named_recipe
+from quantlab.quantization.recipes import check_some_layer_fits, default_recipe, named_recipe
 from quantlab.training.finetune_settings import FinetuneSettings
 from quantlab.training.qat_settings import FORMAT, QatSettings
-from quantlab.training.targets import target_modules
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def plan_qat(checkpoint: Checkpoint, settings: QatSettings, training: FinetuneSe
             formats[name] = format if in_vocabulary else format.with_levels(settings.levels)
         elif (wanted := recipe.format_by_name(name)) is not None:
             whole.setdefault(wanted.block_size, []).append(name)
+    check_some_layer_fits(checkpoint, recipe, {name: formats.get(name) for name in checkpoint.names})
     notes = [_stays_float(names, size) for size, names in whole.items()]
     if not formats:
         raise InputError(f"{checkpoint.path}: no tensor can be quantized" + "".join(f": {note}" for note in notes))

@@ -119,3 +119,10 @@ def test_ternary_weights_take_a_rate_of_their_own() -> None:
 def test_fewer_levels_there_are_none(model, data, tmp_path) -> None:
     with pytest.raises(InputError, match="tq2_0 cannot use 2 levels"):
         qat(model, data, tmp_path / "out", settings=QatSettings(format="ternary", levels=2), training=TRAINING)
+
+
+def test_a_model_no_layer_of_which_fits_is_refused(make_model, data, tmp_path) -> None:
+    narrow = make_model(tmp_path / "narrow", "llama", hidden_size=128, intermediate_size=192)
+    with pytest.raises(InputError, match=r"no layer can be packed: .*no rows of a multiple of 256 \(tq2_0\)"):
+        qat(narrow, data, tmp_path / "out", settings=QatSettings(format="ternary"), training=TRAINING)
+    assert list(tmp_path.iterdir()) == [tmp_path / "narrow"]
