@@ -264,7 +264,7 @@ def targets_table(files: Files, method: str, targets: Sequence[float]) -> list[d
     bases = files.scored([*paths, files.ours(method, recipe="q4_1-mixed")])
     bases.sort(key=lambda file: file.bytes)
     sizes = sorted({*targets, *(base.bits_per_weight for base in bases[1:])})
-    mixes = files.scored([files.mixed(method, size) for size in sizes])
+    mixes = files.scored([path for size in sizes if (path := reachable_mix(files, method, size))])
     rows, said = [], []
     for base in bases:
         rows.append((base.path.stem, f"{base.bits_per_weight:.4f}", *_kld(base), "", ""))
@@ -279,6 +279,15 @@ def targets_table(files: Files, method: str, targets: Sequence[float]) -> list[d
     print_table((f"targets, {method}", "bits per weight", "KL divergence", "ratio", "gate"), rows)
     print()
     return said
+
+
+def reachable_mix(files: Files, method: str, size: float) -> Path | None:
+    """The mix of so many bits per weight; None, and a line that says so, below what the model's parts allow."""
+    try:
+        return files.mixed(method, size)
+    except InputError as error:
+        print(f"no mix of {size:g} bits per weight: {error}")
+        return None
 
 
 def _kld(file: File) -> tuple[str]:

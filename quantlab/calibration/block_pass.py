@@ -60,7 +60,8 @@ class BlockPass:
         found = collection.measured(
             name, lambda number: self._inputs(number, name), self.batches, columns, self.threads, full=full
         )
-        heap.give_back()
+        if full:  # some hundred MB a matrix; less is sooner used again than given back and mapped anew
+            heap.give_back()
         return found
 
     def finish(self, outputs: ActivationFile) -> None:

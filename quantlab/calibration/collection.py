@@ -6,6 +6,7 @@ the batches' order. So the bits do not depend on the number of threads, which th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -139,7 +140,7 @@ def _summed(parts: Iterator[torch.Tensor]) -> torch.Tensor:
 def _statistics(name: str, total: torch.Tensor, batches: Sequence[Batch]) -> InputStatistics:
     tokens = sum(batch.tokens for batch in batches)
     mean = total / tokens
-    if not bool(mean.isfinite().all()):
+    if not all(map(math.isfinite, mean.aminmax())):
         raise InputError(
             f"{name}: its inputs are NaN or infinite on the calibration text; the model is damaged, or its activations "
             "overflow"

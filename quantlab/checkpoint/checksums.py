@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 from quantlab.checkpoint.checkpoint import Checkpoint
 from quantlab.checkpoint.folder_writer import CHECKSUM_FILE
@@ -44,16 +45,24 @@ def _of_gguf(checkpoint: GgufCheckpoint) -> dict[str, str]:
     return {name: digits[i : i + CHECKSUM_DIGITS] for name, i in zip(names, starts, strict=True)}
 
 
+HASHING_THREADS = 4  # each holds one tensor
+
+
 def model_digest(checkpoint: Checkpoint) -> str:
     """A hash of all weights and of the configuration: what was measured on one model is of use to no other."""
-    hasher = hashlib.sha256()
-    config = {key: value for key, value in checkpoint.config.items() if key not in _PASSING_KEYS}
-    hasher.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name in sorted(checkpoint.names):
+
+    def digest(name: str) -> bytes:
         entry = checkpoint.entry(name)
-        hasher.update(f"{name} {entry.dtype} {entry.shape}\n".encode())
+        hasher = hashlib.sha256(f"{name} {entry.dtype} {entry.shape}\n".encode())
         hasher.update(checkpoint.read_bytes(name).data)
-    return hasher.hexdigest()[:CHECKSUM_DIGITS]
+        return hasher.digest()
+
+    config = {key: value for key, value in checkpoint.config.items() if key not in _PASSING_KEYS}
+    whole = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:  # reading and hashing leave Python's lock alone
+        for one in pool.map(digest, sorted(checkpoint.names)):
+            whole.update(one)
+    return whole.hexdigest()[:CHECKSUM_DIGITS]
 
 
 _PASSING_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")

@@ -32,7 +32,7 @@ def quantize_tokens(x: torch.Tensor) -> TokenCodes:
     """Round floating point [..., in] to whole multiples of each token's largest magnitude / 127, ties to even."""
     values = x.detach().to(torch.float32)
     scales = values.abs().amax(dim=-1, keepdim=True) / LARGEST
-    is_finite = values.isfinite().all(dim=-1, keepdim=True)
+    is_finite = scales.isfinite()  # amax hands NaN on
     inverse = 1 / scales
     inverse = torch.where(is_finite & inverse.isfinite(), inverse, 0)  # beyond fp32 the codes are 0
     codes = torch.where(is_finite, values * inverse, 0).round()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,7 @@ class InputStatistics:
                     f"{name}: statistics of shape {list(tensor.shape)} for {columns} inputs; "
                     "they belong to another model, collect them again"
                 )
-            if not bool(tensor.isfinite().all()):
+            if not all(map(math.isfinite, tensor.aminmax())):
                 raise InputError(
                     f"{name}: statistics hold NaN or infinity; the layer's inputs overflow on the calibration text, "
                     "collect them again in fp32"
