@@ -7,11 +7,14 @@ from quantlab.cli import (
     bench,
     compare,
     evaluate,
+    evolve,
     export,
+    extract_adapter,
     finetune,
     fuse,
     generate,
     inspect,
+    merge,
     perplexity,
     pretrain,
     qat,
@@ -36,7 +39,8 @@ app = typer.Typer(
 
 for command in (quantize.quantize, export.export, inspect.inspect, verify.verify, generate.generate,
                 perplexity.perplexity, compare.compare, report.report, evaluate.evaluate, bench.bench,
-                finetune.finetune, fuse.fuse, qat.qat, pretrain.pretrain):  # fmt: skip
+                finetune.finetune, fuse.fuse, extract_adapter.extract_adapter, merge.merge, evolve.evolve,
+                qat.qat, pretrain.pretrain):  # fmt: skip
     app.command(no_args_is_help=False)(command)
 
 

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quantlab.adapters.extract import extract_adapter
     from quantlab.adapters.reading import read_adapter
     from quantlab.calibration.fuse import fuse_adapter
     from quantlab.calibration.quantize import quantize_checkpoint
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from quantlab.generation.generator import generate
     from quantlab.generation.sampling import SamplingParams
     from quantlab.loading import load_model
+    from quantlab.merging.merge import merge_checkpoints
+    from quantlab.search.evolve import evolve
     from quantlab.training.finetune import finetune
     from quantlab.training.finetune_settings import FinetuneSettings
     from quantlab.training.pretrain import pretrain
@@ -35,12 +38,15 @@ _HOMES = {
     "Recipe": "quantlab.formats",
     "SamplingParams": "quantlab.generation.sampling",
     "compare": "quantlab.evaluation.compare",
+    "evolve": "quantlab.search.evolve",
+    "extract_adapter": "quantlab.adapters.extract",
     "finetune": "quantlab.training.finetune",
     "fuse_adapter": "quantlab.calibration.fuse",
     "generate": "quantlab.generation.generator",
     "load_engine": "quantlab.generation.engines",
     "load_model": "quantlab.loading",
     "load_tokenizer": "quantlab.checkpoint",
+    "merge_checkpoints": "quantlab.merging.merge",
     "open_checkpoint": "quantlab.checkpoint",
     "perplexity": "quantlab.evaluation.perplexity",
     "pretrain": "quantlab.training.pretrain",
@@ -57,12 +63,15 @@ __all__ = [
     "Recipe",
     "SamplingParams",
     "compare",
+    "evolve",
+    "extract_adapter",
     "finetune",
     "fuse_adapter",
     "generate",
     "load_engine",
     "load_model",
     "load_tokenizer",
+    "merge_checkpoints",
     "open_checkpoint",
     "perplexity",
     "pretrain",

@@ -14,13 +14,13 @@ class InputError(ValueError):
         super().__init__(one_line(message))
 
 
-def one_line(text: str) -> str:
+def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
     """`text` as a terminal can show it, whatever a hostile file put in: what does not print (line breaks, control
-    codes, marks of writing direction, halves of surrogate pairs) becomes an escape, and a text that is too long loses
-    its middle.
+    codes, marks of writing direction, halves of surrogate pairs) becomes an escape, and a text of more than `most`
+    characters loses its middle.
     """
-    if len(text) > MOST_CHARACTERS:
-        half = MOST_CHARACTERS // 2
+    if len(text) > most:
+        half = most // 2
         text = f"{text[:half]} ... {text[-half:]}"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from quantlab.adapters.adapter import Adapter
 from quantlab.adapters.peft_folder import CONFIG, read_peft_folder
+from quantlab.checkpoint.source import HUB_ID
 from quantlab.errors import InputError
 
 
@@ -18,6 +19,26 @@ def read_adapter(path: str | Path) -> Adapter:
     path = Path(path)
     check_folder(path)
     return read_peft_folder(path)
+
+
+def local_adapter(adapter: str | Path, revision: str | None = None) -> Path:
+    """The folder of an adapter; a hub id is downloaded first if it is not at hand, at its newest revision or the one
+    given (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN).
+
+    Raises:
+        InputError: nothing is there under that name, neither as a path nor on the hub.
+    """
+    path = Path(adapter).expanduser()
+    if path.exists() or not HUB_ID.fullmatch(str(adapter)):
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(adapter), revision=revision, allow_patterns=[CONFIG, "adapter_model.*"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{adapter}: no such adapter here, and the hub did not give it: {reason}") from None
 
 
 def check_folder(path: Path) -> None:

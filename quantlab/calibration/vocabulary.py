@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from quantlab import native
 from quantlab.calibration.work_folder import FinishedTensor
 from quantlab.checkpoint import Checkpoint
 from quantlab.checkpoint.tensors import to_fp32
@@ -30,22 +31,27 @@ TIED_IDENTITY = 1.0  # what a tied matrix' use as an embedding weighs beside its
 
 
 def embedding_rows(checkpoint: Checkpoint, ids: np.ndarray) -> torch.Tensor:
-    """Rows `ids` (ascending) of the embedding, float32 [ids, width]; the whole table is never in memory.
+    """Rows `ids` (ascending) of the embedding, packed or not, float32 [ids, width]; the whole table is never in memory.
 
     Raises:
         InputError: the table has no such row: the tokenizer belongs to another model.
     """
     name = checkpoint.family.embedding
-    entry = checkpoint.entry(name)
+    entry, format = checkpoint.entry(name), checkpoint.format(name)
     if len(ids) and int(ids[-1]) >= entry.shape[0]:
         raise InputError(
             f"{checkpoint.path}: the tokenizer gives token {int(ids[-1])}, and the embedding has {entry.shape[0]} rows"
         )
-    out = np.empty((len(ids), entry.shape[1]), np.float32)
+    out = np.empty((len(ids), checkpoint.shape(name)[1]), np.float32)
     for start, part in checkpoint.read_rows(name):
         wanted = slice(*np.searchsorted(ids, [start, start + len(part)]))
         chosen = np.ascontiguousarray(part[ids[wanted] - start])
-        out[wanted] = to_fp32(chosen.reshape(-1), entry.dtype).reshape(-1, entry.shape[1])
+        if not len(chosen):
+            continue
+        if format is not None:
+            out[wanted] = native.dequantize(format.name, chosen)
+        else:
+            out[wanted] = to_fp32(chosen.reshape(-1), entry.dtype).reshape(-1, entry.shape[1])
     return torch.from_numpy(out)
 
 

@@ -16,7 +16,7 @@ from quantlab.errors import InputError
 
 
 @contextlib.contextmanager
-def atomic_folder(destination: Path, replace: bool) -> Iterator[Path]:
+def atomic_folder(destination: Path, replace: bool, unfinished: Path | None = None) -> Iterator[Path]:
     """Yield a temporary folder that becomes `destination` when the block ends without an exception.
 
     The temporary folder lies beside the destination under a fixed hidden name, and so does a lock file, so that the
@@ -26,34 +26,36 @@ def atomic_folder(destination: Path, replace: bool) -> Iterator[Path]:
     Args:
         destination: where the folder goes.
         replace: whether an existing destination may be replaced.
+        unfinished: the temporary folder's place, on the same file system. What lies there is gone on with, and stays
+            after a failure.
 
     Raises:
         InputError: the destination exists and may not be replaced, its parent cannot be written, or another process is
             writing it.
     """
-    with _atomic(destination, replace) as temporary:
-        temporary.mkdir()
+    with _atomic(destination, replace, unfinished) as temporary:
+        temporary.mkdir(exist_ok=unfinished is not None)
         yield temporary
 
 
 @contextlib.contextmanager
-def atomic_file(destination: Path, replace: bool) -> Iterator[Path]:
+def atomic_file(destination: Path, replace: bool, unfinished: Path | None = None) -> Iterator[Path]:
     """Like `atomic_folder`, for a file that the block has to create at the path it gets."""
-    with _atomic(destination, replace) as temporary:
+    with _atomic(destination, replace, unfinished) as temporary:
         yield temporary
 
 
 @contextlib.contextmanager
-def _atomic(destination: Path, replace: bool) -> Iterator[Path]:
+def _atomic(destination: Path, replace: bool, unfinished: Path | None) -> Iterator[Path]:
     destination = Path(os.path.abspath(destination))  # noqa: PTH100 resolve() would follow a link at the destination
     _check_replaceable(destination)
     if not replace:
         _check_free(destination)
-    temporary = destination.with_name(f".{destination.name}.partial")
+    temporary = unfinished or destination.with_name(f".{destination.name}.partial")
     with _locked(destination.with_name(f".{destination.name}.lock"), destination):
         if not replace:
             _check_free(destination)  # once more: another process may have finished it before we had the lock
-        if os.path.lexists(temporary):
+        if unfinished is None and os.path.lexists(temporary):
             _remove(temporary)
         try:
             yield temporary
@@ -61,8 +63,21 @@ def _atomic(destination: Path, replace: bool) -> Iterator[Path]:
             _move_into_place(temporary, destination, replace)
             _sync_entry(destination.parent)
         except BaseException:
-            _discard(temporary)
+            if unfinished is None:
+                _discard(temporary)
             raise
+
+
+def check_destination(destination: Path, replace: bool) -> None:
+    """Refuse at once what `atomic_folder` and `atomic_file` will refuse, before any work.
+
+    Raises:
+        InputError: the destination exists and may not be replaced, or is none.
+    """
+    destination = Path(os.path.abspath(destination))  # noqa: PTH100 as above
+    _check_replaceable(destination)
+    if not replace:
+        _check_free(destination)
 
 
 def _check_replaceable(destination: Path) -> None:

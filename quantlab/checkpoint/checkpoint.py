@@ -117,14 +117,16 @@ class Checkpoint(ABC):
 
         An array is good until the next one is asked for. Where rows lie otherwise in the file, all come at once.
         """
-        entry, source = self.entry(name), self._part_reader(name)
+        entry, source = self.entry(name), self.part_reader(name)
         if source is None:
             yield 0, self.read_bytes(name).reshape(entry.shape[0], -1)
         else:
             yield from read_ahead(source, entry.shape[0], entry.nbytes // entry.shape[0])
 
-    def _part_reader(self, name: str) -> PartReader | None:
-        """What reads parts of the tensor, if its bytes lie in the file as `read_bytes` gives them."""
+    def part_reader(self, name: str) -> PartReader | None:
+        """What reads parts of the tensor, if its bytes lie in the file as `read_bytes` gives them; it may be called by
+        several threads at a time.
+        """
         return None
 
     def sidecar(self, name: str) -> dict[str, Any] | None:

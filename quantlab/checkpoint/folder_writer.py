@@ -10,17 +10,14 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from quantlab.checkpoint.atomic import atomic_folder
 from quantlab.checkpoint.positioned import write_all
 from quantlab.checkpoint.tensors import DTYPE_BYTES, TensorEntry
-from quantlab.checkpoint.writer import CheckpointWriter, checksum
-
-if TYPE_CHECKING:
-    from quantlab.checkpoint.checkpoint import Checkpoint
+from quantlab.checkpoint.writer import CheckpointWriter, Companions, StoredPlace, checksum
 
 MAX_SHARD_BYTES = 5_000_000_000  # the hub's convention
 ALIGNMENT = 64  # bytes, of the data's start
@@ -50,16 +47,24 @@ class FolderWriter(CheckpointWriter):
         entries: Sequence[TensorEntry],
         config: dict[str, Any],
         *,
-        companions: Checkpoint | None = None,
+        companions: Companions | None = None,
         replace: bool = False,
         sidecars: Mapping[str, dict[str, Any]] | None = None,
+        unfinished: Path | None = None,
         max_shard_bytes: int = MAX_SHARD_BYTES,
     ) -> None:
-        super().__init__(destination, entries, config, companions=companions, replace=replace, sidecars=sidecars)
+        super().__init__(
+            destination,
+            entries,
+            config,
+            companions=companions,
+            replace=replace,
+            sidecars=sidecars,
+            unfinished=unfinished,
+        )
         self._max_shard_bytes = max_shard_bytes
         self._shards: list[_Shard] = []
-        self._places: dict[str, tuple[_Shard, int]] = {}
-        self._checksums: dict[str, str] = {}
+        self._offsets: dict[str, tuple[_Shard, int]] = {}
 
     def copy_companions(self, folder: Path) -> None:
         """Copy tokenizer files, chat template, generation settings and licence, as far as `folder` has them."""
@@ -72,7 +77,7 @@ class FolderWriter(CheckpointWriter):
         (self.folder / name).write_bytes(content)
 
     def _open(self, stack: contextlib.ExitStack) -> None:
-        self.folder = stack.enter_context(atomic_folder(self.destination, self.replace))
+        self.folder = stack.enter_context(atomic_folder(self.destination, self.replace, self.unfinished))
         self._check_disk_space(self.tensor_bytes + self._companion_bytes(), self.folder)
         self._plan_shards()
         for shard in self._shards:
@@ -84,7 +89,7 @@ class FolderWriter(CheckpointWriter):
         if self.companions is not None:
             self._add_companions(self.companions)
 
-    def _add_companions(self, source: Checkpoint) -> None:
+    def _add_companions(self, source: Companions) -> None:
         from quantlab.checkpoint.gguf_checkpoint import GgufCheckpoint
 
         if isinstance(source, GgufCheckpoint):
@@ -105,9 +110,19 @@ class FolderWriter(CheckpointWriter):
         if self._lies_transposed(entry):
             elements = data.view(f"V{DTYPE_BYTES[entry.dtype]}").reshape(entry.shape)
             data = np.ascontiguousarray(elements.T).reshape(-1).view(np.uint8)
-        shard, offset = self._places[entry.name]
+        shard, offset = self._offsets[entry.name]
         write_all(shard.descriptor, data.data, offset)
         self._checksums[entry.name] = checksum(data)
+
+    def _descriptors(self) -> list[int]:
+        return [shard.descriptor for shard in self._shards]
+
+    def _places(self, entry: TensorEntry) -> list[StoredPlace]:
+        shard, offset = self._offsets[entry.name]
+        return [StoredPlace(entry.name, shard.descriptor, offset, entry.nbytes)]
+
+    def _lies_as_given(self, entry: TensorEntry) -> bool:
+        return not self._lies_transposed(entry)
 
     def _finish(self) -> None:
         self._write_json(CHECKSUM_FILE, {name: self._checksums[name] for name in self.entries})
@@ -147,12 +162,13 @@ class FolderWriter(CheckpointWriter):
             offset += entry.nbytes
         header = json.dumps(fields, separators=(",", ":")).encode()
         header += b" " * (-(8 + len(header)) % ALIGNMENT)
-        shard.descriptor = os.open(shard.path, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o644)
+        fresh = os.O_TRUNC if self.unfinished is None else 0
+        shard.descriptor = os.open(shard.path, os.O_CREAT | os.O_RDWR | fresh, 0o644)
         write_all(shard.descriptor, memoryview(struct.pack("<Q", len(header)) + header), 0)
         start = 8 + len(header)
         os.ftruncate(shard.descriptor, start + offset)
         for entry in shard.entries:
-            self._places[entry.name] = (shard, start + fields[entry.name]["data_offsets"][0])
+            self._offsets[entry.name] = (shard, start + fields[entry.name]["data_offsets"][0])
 
     def _write_json(self, name: str, data: dict[str, Any]) -> None:
         (self.folder / name).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

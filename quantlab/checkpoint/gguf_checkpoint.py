@@ -87,7 +87,7 @@ class GgufCheckpoint(Checkpoint):
             data[rows] = theirs
         return np.ascontiguousarray(data).reshape(-1).view(np.uint8)
 
-    def _part_reader(self, name: str) -> PartReader | None:
+    def part_reader(self, name: str) -> PartReader | None:
         file, entry = self._lookup(name)
         lies_alike = self.entry(name).nbytes == entry.nbytes and not self.family.gguf_offset(name)
         if not lies_alike or self.family.gguf_rows(name, entry.shape[0], self._heads) is not None:

@@ -20,7 +20,7 @@ from quantlab.checkpoint.gguf_header import Header, PlannedTensor, serialize_hea
 from quantlab.checkpoint.gguf_types import DEFAULT_ALIGNMENT, FLOAT_TYPES, PLAIN_TYPES
 from quantlab.checkpoint.positioned import write_all
 from quantlab.checkpoint.tensors import DTYPE_BYTES, TensorEntry, to_fp32
-from quantlab.checkpoint.writer import CHECKSUM_DIGITS, CheckpointWriter, checksum
+from quantlab.checkpoint.writer import CHECKSUM_DIGITS, CheckpointWriter, StoredPlace, checksum
 from quantlab.errors import InputError
 from quantlab.formats import FORMATS, Recipe
 
@@ -91,17 +91,17 @@ class GgufWriter(CheckpointWriter):
         self._start_file(stack, layout)
         self._checksum_offset = offsets[CHECKSUMS]
         self._residual_offsets = dict(_running(layout.norms, offsets.get(NORM_RESIDUALS, 0)))
-        self._checksums: dict[str, str] = {}
         for name, values in layout.computed.items():
             self._put(name, values.astype("<f4").view(np.uint8).reshape(-1))
 
     def _start_file(self, stack: contextlib.ExitStack, layout: _Layout) -> None:
-        path = stack.enter_context(atomic_file(self.destination, self.replace))
+        path = stack.enter_context(atomic_file(self.destination, self.replace, self.unfinished))
         header = layout.header.content
         self._planned_order = [tensor.name for tensor in layout.tensors]
-        self._places = {tensor.name: len(header) + tensor.offset for tensor in layout.tensors}
+        self._offsets = {tensor.name: (len(header) + tensor.offset, tensor.nbytes) for tensor in layout.tensors}
         self._check_disk_space(layout.file_bytes, path.parent)
-        self._descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o644)
+        fresh = os.O_TRUNC if self.unfinished is None else 0
+        self._descriptor = os.open(path, os.O_CREAT | os.O_RDWR | fresh, 0o644)
         stack.callback(os.close, self._descriptor)
         os.ftruncate(self._descriptor, layout.file_bytes)
         write_all(self._descriptor, memoryview(header), 0)
@@ -216,8 +216,22 @@ class GgufWriter(CheckpointWriter):
         return stored
 
     def _put(self, gguf_name: str, data: np.ndarray) -> None:
-        write_all(self._descriptor, data.data, self._places[gguf_name])
+        write_all(self._descriptor, data.data, self._offsets[gguf_name][0])
         self._checksums[gguf_name] = checksum(data)
+
+    def _descriptors(self) -> list[int]:
+        return [self._descriptor]
+
+    def _places(self, entry: TensorEntry) -> list[StoredPlace]:
+        if self.family.gguf_offset(entry.name):  # the header holds a part of it, which is written anew
+            return []
+        names = self._gguf_names(entry.name)
+        return [StoredPlace(name, self._descriptor, *self._offsets[name]) for name in names]
+
+    def _lies_as_given(self, entry: TensorEntry) -> bool:
+        word = self._types[entry.name]
+        is_kept = (word in FORMATS or word == entry.dtype) and not self.family.gguf_offset(entry.name)
+        return is_kept and self.family.gguf_rows(entry.name, entry.shape[0], self._heads) is None
 
     def _finish(self) -> None:
         digits = "".join(self._checksums[name] for name in self._planned_order)

@@ -61,7 +61,7 @@ class HuggingFaceFolder(Checkpoint):
     def read_stored(self, stored_name: str) -> np.ndarray:
         return self._holders[stored_name].read(stored_name)
 
-    def _part_reader(self, name: str) -> PartReader | None:
+    def part_reader(self, name: str) -> PartReader | None:
         file, entry = self._lookup(name)
         if self._lies_transposed(name) or not isinstance(file, SafetensorsFile):
             return None

@@ -11,13 +11,13 @@ from quantlab.checkpoint.source import is_gguf, local_model
 __all__ = ["Checkpoint", "open_checkpoint", "read_json"]
 
 
-def open_checkpoint(model: str | Path) -> Checkpoint:
-    """Open a folder, a GGUF file or a hub id.
+def open_checkpoint(model: str | Path, revision: str | None = None) -> Checkpoint:
+    """Open a folder, a GGUF file or a hub id, this at its newest revision or the one given.
 
     Raises:
         InputError: what is missing or wrong, with the file's name.
     """
-    path = local_model(model)
+    path = local_model(model, revision)
     if is_gguf(path):
         from quantlab.checkpoint.gguf_checkpoint import GgufCheckpoint
 

@@ -25,12 +25,13 @@ def _begins_like_gguf(path: Path) -> bool:
         return False
 
 
-def local_model(model: str | Path) -> Path:
+def local_model(model: str | Path, revision: str | None = None) -> Path:
     """The folder or GGUF file of `model`; a hub id is downloaded first if it is not at hand (HF_HOME, HF_HUB_OFFLINE,
-    HF_TOKEN).
+    HF_TOKEN), at its newest revision or the one given.
 
     Raises:
-        InputError: nothing is there under that name, neither as a path nor on the hub.
+        InputError: nothing is there under that name, neither as a path nor on the hub; a path that is there and a
+            revision.
     """
     if not str(model):
         raise InputError("the model's name is empty; give a folder, a GGUF file or a hub id")
@@ -41,6 +42,8 @@ def local_model(model: str | Path) -> Path:
         raise InputError(f"{model}: cannot be read: {error.strerror}") from None
     except (RuntimeError, OSError, ValueError):  # ~name of nobody; a name too long; a zero byte in it
         raise InputError(f"{str(model)[:200]}: no such folder or file") from None
+    if exists and revision is not None:
+        raise InputError(f"{model}@{revision}: is here, not on the hub, and has no revisions; leave out @{revision}")
     if path.is_dir():
         return _single_gguf(path)
     if exists and path.suffix != ".gguf" and not (path.is_file() and _begins_like_gguf(path)):
@@ -49,7 +52,7 @@ def local_model(model: str | Path) -> Path:
         return path
     if path.suffix == ".gguf" or not HUB_ID.fullmatch(str(model)):
         raise InputError(f"{model}: no such folder or file")
-    return _download(str(model))
+    return _download(str(model), revision)
 
 
 def _single_gguf(folder: Path) -> Path:
@@ -65,14 +68,16 @@ def _single_gguf(folder: Path) -> Path:
     return files[0] if files else folder
 
 
-def _download(repository: str) -> Path:
+def _download(repository: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=[*SMALL_FILES, "*.safetensors"]))
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*SMALL_FILES, "*.safetensors"]))
         if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(repository, allow_patterns=[*SMALL_FILES, "pytorch_model*.bin"]))
+            folder = Path(
+                snapshot_download(repository, revision=revision, allow_patterns=[*SMALL_FILES, "pytorch_model*.bin"])
+            )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{repository}: no such folder here, and the hub did not give it: {reason}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,9 @@ import numpy as np
 
 from quantlab import native
 from quantlab.checkpoint import Checkpoint, open_checkpoint
+from quantlab.checkpoint.tensor_names import layer_and_kind
 from quantlab.checkpoint.tensors import FLOAT_DTYPES, to_fp32
 from quantlab.errors import InputError
-
-LAYER = re.compile(r"(?:^|\.)(\d+)\.")  # the first number between dots in a tensor's name
 
 
 @dataclass(frozen=True)
@@ -45,17 +43,9 @@ def tensor_errors(reference: str | Path, model: str | Path) -> list[TensorError]
         if original.shape(name) != other.shape(name):
             shapes = f"{list(original.shape(name))} and {list(other.shape(name))}"
             raise InputError(f"{reference} and {model}: tensor {name} has shapes {shapes}; they are different models")
-        layer, kind = _place(name)
+        layer, kind = layer_and_kind(name)
         found.append(TensorError(name, layer, kind, other.stored_type(name), _relative_error(original, other, name)))
     return found
-
-
-def _place(name: str) -> tuple[int | None, str]:
-    stem = name.removesuffix(".weight")
-    match = LAYER.search(stem)
-    if match is None:
-        return None, stem.rpartition(".")[2]
-    return int(match.group(1)), stem[match.end() :]
 
 
 def _relative_error(original: Checkpoint, other: Checkpoint, name: str) -> float:

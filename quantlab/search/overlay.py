@@ -41,5 +41,5 @@ class OverlaidCheckpoint(Checkpoint):
     def stored_type(self, name: str) -> str:
         return self._blocks[name][0].name if name in self._blocks else self._base.stored_type(name)
 
-    def _part_reader(self, name: str) -> PartReader | None:
-        return None if name in self._blocks else self._base._part_reader(name)
+    def part_reader(self, name: str) -> PartReader | None:
+        return None if name in self._blocks else self._base.part_reader(name)

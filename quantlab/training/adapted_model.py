@@ -10,11 +10,11 @@ import numpy as np
 
 from quantlab.adapters.adapter import Adapter, LowRankPair, Training
 from quantlab.adapters.fusing import Fusion
+from quantlab.adapters.targets import shortest_names, target_modules
 from quantlab.checkpoint.checkpoint import Checkpoint
 from quantlab.errors import InputError
 from quantlab.formats.blocks import BLOCK_SIZE
 from quantlab.training.finetune_settings import FinetuneSettings
-from quantlab.training.targets import short_name, target_modules
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -78,7 +78,7 @@ def with_adapter(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=_short_names(checkpoint, modules),
+        target_modules=shortest_names(checkpoint.names, modules),
         use_rslora=settings.rslora,
         use_dora=settings.dora,
         init_lora_weights="gaussian",
@@ -98,14 +98,6 @@ def with_adapter(
         adapted = get_peft_model(model, config, adapter_name=ADAPTER)
     adapted.peft_config[ADAPTER].base_model_name_or_path = ""  # else peft asks the hub for it at every checkpoint
     return adapted
-
-
-def _short_names(checkpoint: Checkpoint, modules: list[str]) -> list[str]:
-    """Ends of names that peft finds the same modules by, or else the full names."""
-    ends = sorted({short_name(name) for name in modules})
-    everything = [name.removesuffix(".weight") for name in checkpoint.names]
-    found = {name for name in everything if any(name.endswith(f".{end}") for end in ends)}
-    return ends if found == set(modules) else list(modules)
 
 
 def trained_adapter(

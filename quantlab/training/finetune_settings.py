@@ -11,7 +11,6 @@ METHODS = ("lora", "block-sum", "full")
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 LOGGERS = ("none", "tensorboard", "wandb")
 DTYPES = ("float32", "bfloat16")
-TARGET_GROUPS = ("attention", "mlp", "all-linear")
 LEARNING_RATES = {"lora": 2e-4, "block-sum": 2e-4, "full": 2e-5}  # of AdamW, as the field's tools start
 MOST_RANK = 1 << 15  # which the kernels can sum
 CHECKPOINTING_FROM = 100_000_000  # parameters: smaller models' activations fit as they are

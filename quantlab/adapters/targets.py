@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
 from quantlab.checkpoint.checkpoint import Checkpoint
 from quantlab.errors import InputError
-from quantlab.training.finetune_settings import TARGET_GROUPS
+
+TARGET_GROUPS = ("attention", "mlp", "all-linear")
 
 
 def target_modules(checkpoint: Checkpoint, targets: str) -> list[str]:
@@ -37,6 +39,16 @@ def target_modules(checkpoint: Checkpoint, targets: str) -> list[str]:
 def short_name(module: str) -> str:
     """The last two parts of a module's name, which tell its layers' kinds apart in every family."""
     return ".".join(module.split(".")[-2:])
+
+
+def shortest_names(tensors: Collection[str], modules: Sequence[str]) -> list[str]:
+    """Ends of names by which peft finds exactly `modules` among the modules of a model with these tensors; the full
+    names where no ends do.
+    """
+    ends = sorted({short_name(name) for name in modules})
+    everything = [name.removesuffix(".weight") for name in tensors]
+    found = {name for name in everything if any(name.endswith(f".{end}") for end in ends)}
+    return ends if found == set(modules) else list(modules)
 
 
 def _group(linear: list[str], group: str) -> list[str]:

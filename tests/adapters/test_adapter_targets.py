@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from quantlab.adapters.targets import target_modules
 from quantlab.checkpoint import open_checkpoint
 from quantlab.errors import InputError
-from quantlab.training.targets import target_modules
 
 ATTENTION = {
     "llama": {"q_proj", "k_proj", "v_proj", "o_proj"},
