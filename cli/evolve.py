@@ -33,7 +33,9 @@ def evolve(
     ] = None,
     sampler: Annotated[str, typer.Option("--sampler", help="cmaes, tpe or random.")] = "cmaes",
     seed: Annotated[int, typer.Option("--seed", help="Of the search, and of merge methods that draw.")] = 0,
-    max_ram: Annotated[str, typer.Option("--max-ram", help="The most memory to merge with: 2GB, 500MB.")] = "2GB",
+    max_ram: Annotated[
+        str | None, typer.Option("--max-ram", help="The most memory to merge with: 2GB, 500MB.", show_default="2GB")
+    ] = None,
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Run the Python functions that the config names.")
     ] = False,
@@ -46,7 +48,6 @@ def evolve(
     the same time to share the work.
     """
     check_threads(threads)
-    from quantlab.merging.memory import bytes_of
     from quantlab.search.evolve import evolve as search
     from quantlab.search.evolve import work_folder_of
 
@@ -58,7 +59,7 @@ def evolve(
             storage=storage,
             sampler=sampler,
             seed=seed,
-            max_ram=bytes_of(max_ram),
+            max_ram=max_ram,
             threads=threads,
             trust_code=trust_code,
             overwrite=overwrite,

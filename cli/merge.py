@@ -22,8 +22,9 @@ def merge(
     ],
     out: Annotated[Path, typer.Argument(help="Folder to make, or GGUF file if it ends in .gguf.", show_default=False)],
     max_ram: Annotated[
-        str, typer.Option("--max-ram", help="The most memory to merge with: 2GB, 500MB, 1.5GiB.")
-    ] = "2GB",
+        str | None,
+        typer.Option("--max-ram", help="The most memory to merge with: 2GB, 500MB, 1.5GiB.", show_default="2GB"),
+    ] = None,
     format: Annotated[
         str | None,
         typer.Option(
@@ -99,7 +100,6 @@ def merge(
     check_threads(threads)
     from quantlab.calibration.calibrated import CalibrationOptions
     from quantlab.calibration.samples import request_of
-    from quantlab.merging.memory import bytes_of
     from quantlab.merging.merge import merge_checkpoints
 
     options = None
@@ -111,7 +111,7 @@ def merge(
         {"--statistics": statistics, "--rank": rank is not None},
     )
     merging: dict[str, Any] = {
-        "max_ram": bytes_of(max_ram),
+        "max_ram": max_ram,
         "format": format,
         "uniform": uniform,
         "recipe": recipe,

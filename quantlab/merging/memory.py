@@ -22,6 +22,7 @@ from quantlab.merging.references import ModelReference
 from quantlab.merging.sources import MergeSource
 
 DEFAULT_LIMIT = 2_000_000_000
+LEAST_ROOM = 1_000_000_000  # beside other data of the process, where no limit is given
 PART_ELEMENTS = 1 << 18  # of one tensor: with those of a few models they stay in a processor's cache
 LEAST_PART = 1 << 12  # elements: below, a part's costs are those of the calls
 STACK_BYTES = 8 << 20  # of a thread
@@ -44,6 +45,18 @@ def bytes_of(text: str, option: str = "--max-ram") -> int:
     if found is None or unit not in _UNITS or float(found["number"]) <= 0:
         raise InputError(f"{option} {text}: is no size; write it as 2GB, 500MB or 1.5GiB")
     return int(float(found["number"]) * _UNITS[unit])
+
+
+def limit_of(max_ram: int | str | None) -> int:
+    """A limit in bytes. None is 2 GB, or 1 GB beyond what the process holds where that is more: a merge in a program
+    that has other data is not refused for it unless it is told a limit.
+
+    Raises:
+        InputError: a text that is no number of bytes.
+    """
+    if max_ram is None:
+        return max(DEFAULT_LIMIT, data_bytes() + LEAST_ROOM)
+    return bytes_of(max_ram) if isinstance(max_ram, str) else max_ram
 
 
 def data_bytes() -> int:

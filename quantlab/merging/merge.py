@@ -14,7 +14,7 @@ from quantlab.merging.config import MergeConfig, read_config
 from quantlab.merging.conflict_files import ConflictFiles
 from quantlab.merging.gram_files import InputTexts, uses_grams
 from quantlab.merging.job import MergeJob, MergeRequest
-from quantlab.merging.memory import DEFAULT_LIMIT, bytes_of
+from quantlab.merging.memory import limit_of
 from quantlab.merging.packed_output import Packing
 from quantlab.merging.report import MergeReport
 from quantlab.merging.streaming import Progress
@@ -26,7 +26,7 @@ def merge_checkpoints(
     config: str | Path | MergeConfig,
     out: Path,
     *,
-    max_ram: int | str = DEFAULT_LIMIT,
+    max_ram: int | str | None = None,
     format: str | None = None,
     uniform: bool = False,
     recipe: str | None = None,
@@ -52,7 +52,8 @@ def merge_checkpoints(
         config: mergekit's YAML words: a file, the text, or what `read_config` gives.
         out: folder to make, or GGUF file if it ends in `.gguf`.
         max_ram: bytes of data (heap, anonymous mappings, stacks) that the process may have while it merges, or a text
-            such as "2GB". Quantizing afterwards takes what it takes.
+            such as "2GB"; by default 2 GB, or 1 GB beyond what the process holds already. Quantizing afterwards takes
+            what it takes.
         format: quantize the merge: the linear weights' format. By default the output is float.
         uniform: embedding and head take `format` too, instead of Q8_0.
         recipe: a preset or YAML file that replaces `format` and `uniform`.
@@ -93,7 +94,7 @@ def merge_checkpoints(
             packing=packing,
             texts=InputTexts(statistics or {}, text, seed),
             conflicts=None if report is None else ConflictFiles(report),
-            limit=bytes_of(max_ram) if isinstance(max_ram, str) else max_ram,
+            limit=limit_of(max_ram),
             seed=seed,
             threads=default_threads() if threads is None else threads,
             progress=progress,

@@ -23,7 +23,7 @@ from quantlab.checkpoint.checksums import model_digest
 from quantlab.errors import InputError
 from quantlab.merging.card import CONFIG_FILE
 from quantlab.merging.layer_path import NOTED_SHIFT, norm_shift
-from quantlab.merging.memory import DEFAULT_LIMIT
+from quantlab.merging.memory import bytes_of
 from quantlab.merging.references import parse_reference
 from quantlab.search.evolution_file import EvolveResult, JudgedScore, history_of, result_of, write_history
 from quantlab.search.evolve_config import EvolveConfig, Genome, read_evolve_config
@@ -48,7 +48,7 @@ def evolve(
     storage: str | None = None,
     sampler: str = "cmaes",
     seed: int = 0,
-    max_ram: int | str = DEFAULT_LIMIT,
+    max_ram: int | str | None = None,
     threads: int | None = None,
     trust_code: bool = False,
     overwrite: bool = False,
@@ -87,7 +87,8 @@ def evolve(
                for terms in (parsed.fitness, parsed.test)]  # fmt: skip
     fitness, test = scorers
     assert fitness is not None
-    workshop = Workshop(work_folder_of(out), MergeOptions(max_ram, seed, threads))
+    most = bytes_of(max_ram) if isinstance(max_ram, str) else max_ram
+    workshop = Workshop(work_folder_of(out), MergeOptions(most, seed, threads))
     settings = _Settings(trials, sampler, seed, out, overwrite, stage or _silent)
     with quiet_optuna():
         run = _Run(parsed, fitness, test, workshop, settings)
@@ -250,7 +251,8 @@ class _Run:
             if history is not None and history != self._before and history["search"] == self._name:
                 return result_of(history)
             for merge in merges.values():
-                self._workshop.merge(merge, self._merge_place, overwrite=overwrite)
+                if not _is_merge_of(self._merge_place, merge):  # which a process that was killed may have left
+                    self._workshop.merge(merge, self._merge_place, overwrite=overwrite)
             with self._workshop.candidate(found.config, "best") as folder:
                 result = self._result(found, folder, baselines, merges, trials)
             self._workshop.merge(found.config, out, overwrite=overwrite)
@@ -326,6 +328,13 @@ def _digest(genome: Genome, models: Mapping[str, SearchedModel], fitness: Fitnes
 
 def _identity(name: str, model: SearchedModel) -> list[str | None]:
     return [model_digest(model.source.checkpoint), parse_reference(name).adapter]
+
+
+def _is_merge_of(folder: Path, config: str) -> bool:
+    try:
+        return (folder / CONFIG_FILE).read_text(encoding="utf-8") == config
+    except OSError:
+        return False
 
 
 def _check_hope(study: Study) -> None:

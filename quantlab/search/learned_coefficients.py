@@ -20,7 +20,7 @@ from quantlab.merging.adapter_merge import merges_adapters
 from quantlab.merging.config import MergeConfig, read_config
 from quantlab.merging.gram_files import InputTexts
 from quantlab.merging.job import MergeRequest
-from quantlab.merging.memory import DEFAULT_LIMIT, bytes_of, data_bytes
+from quantlab.merging.memory import data_bytes, limit_of
 from quantlab.merging.merge import merge_checkpoints
 from quantlab.merging.packed_output import Packing
 from quantlab.merging.report import MergeReport
@@ -41,7 +41,7 @@ def learn_merge(
     settings: CoefficientSettings | None = None,
     *,
     keep_unproven: bool = False,
-    max_ram: int | str = DEFAULT_LIMIT,
+    max_ram: int | str | None = None,
     format: str | None = None,
     uniform: bool = False,
     recipe: str | None = None,
@@ -82,7 +82,7 @@ def learn_merge(
         packing=Packing(format, uniform, recipe, method, calibration),
         texts=InputTexts(),
         conflicts=None,
-        limit=bytes_of(max_ram) if isinstance(max_ram, str) else max_ram,
+        limit=limit_of(max_ram),
         seed=chosen.seed,
         threads=usable_threads(threads),
         progress=None,

@@ -22,7 +22,7 @@ PREFIX = "worker-"
 class MergeOptions:
     """How every candidate is merged; see `merge_checkpoints`."""
 
-    max_ram: int | str
+    max_ram: int | str | None
     seed: int
     threads: int | None
 

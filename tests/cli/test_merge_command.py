@@ -63,7 +63,7 @@ def test_the_json_object(run, config, tmp_path):
 
 
 def test_what_is_printed(run, config, tmp_path):
-    outcome = run("merge", config, tmp_path / "out", "--format", "q8_0", "--max-ram", "1.5GiB", "-t", 1)
+    outcome = run("merge", config, tmp_path / "out", "--format", "q8_0", "--max-ram", "9.5GiB", "-t", 1)
     assert outcome.status == 0, outcome.err
     assert f"written: {tmp_path / 'out'}\n" in outcome.out
     assert "requantization error: 0.0" in outcome.out

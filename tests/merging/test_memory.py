@@ -16,6 +16,7 @@ from streamed_models import CONFIG, config_of, save_model, shapes, stored, write
 
 from quantlab import merge_checkpoints
 from quantlab.errors import InputError
+from quantlab.merging import memory
 from quantlab.merging.memory import MemoryPlan, TensorWork, bytes_of
 from quantlab.merging.plan_types import TensorPlan
 from quantlab.merging.streaming import _in_memory
@@ -113,6 +114,13 @@ def test_a_limit_below_what_is_needed_is_refused_with_the_figure(tmp_path):
     enough = bytes_of(named[1]) + 30_000_000  # what this process takes in the meantime
     assert merge_checkpoints(text, tmp_path / "out", max_ram=enough).memory_bytes <= enough
     assert {path.name for path in tmp_path.iterdir()} == {"base", "a", "out"}
+
+
+def test_without_a_limit_other_data_of_the_process_leaves_room(monkeypatch):
+    for held, limit in ((0, 2_000_000_000), (1_000_000_000, 2_000_000_000), (5_000_000_000, 6_000_000_000)):
+        monkeypatch.setattr(memory, "data_bytes", lambda held=held: held)
+        assert memory.limit_of(None) == limit
+        assert memory.limit_of("500MB") == memory.limit_of(500_000_000) == 500_000_000
 
 
 def test_tensors_take_turns_where_memory_is_for_one():
