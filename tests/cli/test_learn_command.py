@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_processes import heed_ctrl_c
 from safetensors.torch import load_file, save_file
 
 OUT = "{tmp}/out"
@@ -104,7 +105,9 @@ main()
 def test_ctrl_c_ends_clean_and_says_how_to_go_on(config, prose, tmp_path):
     arguments = [str(config), str(tmp_path / "out"), "--learn", str(prose), "--learn-by", "model", "-t", "1"]
     command = [sys.executable, "-c", SLOW, *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
+    )
     assert process.stdout is not None
     for _ in range(2):
         assert process.stdout.readline() == "step\n"
