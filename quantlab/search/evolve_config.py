@@ -269,9 +269,9 @@ class _Reader:
 
     def _range(self, node: Node) -> Range | None:
         items = node.value if isinstance(node.value, list) else []
-        numbers = [self._number(item) for item in items]
-        if len(numbers) == 2 and None not in numbers and numbers[0] < numbers[1]:  # type: ignore[operator]
-            return numbers[0], numbers[1]  # type: ignore[return-value]
+        numbers = [number for item in items if (number := self._number(item)) is not None]
+        if len(items) == len(numbers) == 2 and numbers[0] < numbers[1]:
+            return numbers[0], numbers[1]
         self._faults.add(f"{node}: is no range", "write [least, most]")
         return None
 
