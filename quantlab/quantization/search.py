@@ -8,6 +8,8 @@ inputs (mean of logarithms over the layers) as a share of that of rounding to ne
       their square roots instead                                   0.765
     then each block refined by its own tile of the second moment   0.493
 
+Of what is refined afterwards, 8 clips and 2 rounds give 1.002 x the weighted error of 12 and 3, and take 0.6 x the time
+before (57 matrices of such a model, 65,570 calibration tokens, own inputs); 6 clips and one round give 1.009 x.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 
 EFFORT = SearchEffort(clips=12, rounds=3)
+BEFORE_REFINING = SearchEffort(clips=8, rounds=2)
 TRIALS = 4  # with a block's tile: rounds of eight moves of its ends
 DAMPING = 0.01  # of the mean square input, added to the diagonal of a second moment
 
@@ -36,6 +39,7 @@ def search_by_column(
     format: BlockFormat,
     statistics: InputStatistics | None,
     threads: int | None = None,
+    effort: SearchEffort = EFFORT,
 ) -> npt.NDArray[np.uint8]:
     """Blocks of least squared error, an error's weight being the mean square of its column's inputs.
 
@@ -46,7 +50,7 @@ def search_by_column(
         weight: [rows, columns], finite.
     """
     importance = importance_of(statistics, weight.shape[1])
-    return quantizers.search(format.name, weight, format.levels, importance, effort=EFFORT, threads=threads)
+    return quantizers.search(format.name, weight, format.levels, importance, effort=effort, threads=threads)
 
 
 def search_blocks(
@@ -61,8 +65,9 @@ def search_blocks(
     error feedback among its columns for scales around the searched ones, then by coordinate descent. No block has a
     higher error, so weighted, than rounding to nearest gives it.
     """
-    blocks = search_by_column(weight, format, statistics, threads)
     tiles = None if statistics is None else damped_tiles(statistics)
+    effort = EFFORT if tiles is None else BEFORE_REFINING
+    blocks = search_by_column(weight, format, statistics, threads, effort)
     if tiles is not None:
         quantizers.refine(format.name, weight, format.levels, tiles, blocks, trials=TRIALS, threads=threads)
     return blocks
