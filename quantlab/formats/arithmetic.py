@@ -54,18 +54,28 @@ def quantize_and_measure(weight: torch.Tensor, format: BlockFormat, name: str) -
     return blocks, native.relative_error(np.concatenate(sums))
 
 
-def dequantize(blocks: torch.Tensor, format: BlockFormat, dtype: torch.dtype | None) -> torch.Tensor:
+def dequantize(
+    blocks: torch.Tensor, format: BlockFormat, dtype: torch.dtype | None, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Unpack uint8 [..., row_bytes] to [..., columns]; see `BlockFormat.dequantize`."""
     *leading, row_bytes = blocks.shape
     if blocks.dtype != torch.uint8 or row_bytes % format.block_bytes:
         raise ValueError(f"{format.name} blocks must be uint8 rows of a multiple of {format.block_bytes} bytes")
     dtype = torch.float32 if dtype is None else dtype
+    shape = (*leading, format.columns(row_bytes))
+    if out is not None and (tuple(out.shape) != shape or out.dtype != dtype or not out.is_contiguous()):
+        raise ValueError(f"out has shape {list(out.shape)} and {out.dtype}; expected contiguous {list(shape)} {dtype}")
     rows = blocks.detach().reshape(-1, row_bytes).contiguous()
+    if out is not None and blocks.device.type == "cpu" and dtype in _ELEMENTS:
+        _dequantize_native(rows, format, out.view(len(rows), shape[-1]))
+        return out
     if blocks.device.type == "cpu":
-        weights = _dequantize_native(rows, format, dtype if dtype in _ELEMENTS else torch.float32)
+        element = dtype if dtype in _ELEMENTS else torch.float32
+        weights = _dequantize_native(rows, format, torch.empty(len(rows), shape[-1], dtype=element))
     else:
         weights = dequantize_torch(rows, format)
-    return weights.reshape(*leading, format.columns(row_bytes)).to(dtype)
+    weights = weights.reshape(shape).to(dtype)
+    return weights if out is None else out.copy_(weights)
 
 
 def _quantize_native(
@@ -98,10 +108,9 @@ def _quantize_native(
     return blocks, sums
 
 
-def _dequantize_native(rows: torch.Tensor, format: BlockFormat, dtype: torch.dtype) -> torch.Tensor:
-    weights = torch.empty(len(rows), format.columns(rows.shape[1]), dtype=dtype)
-    threads = torch.get_num_threads()
-    native.dequantize(format.name, lent_array(rows), element=_ELEMENTS[dtype], threads=threads, out=_raw(weights))
+def _dequantize_native(rows: torch.Tensor, format: BlockFormat, weights: torch.Tensor) -> torch.Tensor:
+    element, threads = _ELEMENTS[weights.dtype], torch.get_num_threads()
+    native.dequantize(format.name, lent_array(rows), element=element, threads=threads, out=_raw(weights))
     return weights
 
 

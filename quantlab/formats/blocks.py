@@ -119,11 +119,18 @@ class BlockFormat:
             )
         return PackedTensor(arithmetic.quantize(weight, self, name), self)
 
-    def dequantize(self, blocks: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Unpack `blocks` (uint8 [..., row_bytes]) to [..., columns]: computed in fp32, then cast to `dtype`."""
+    def dequantize(
+        self, blocks: torch.Tensor, dtype: torch.dtype | None = None, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Unpack `blocks` (uint8 [..., row_bytes]) to [..., columns]: computed in fp32, then cast to `dtype`.
+
+        Args:
+            out: contiguous, of the result's shape and dtype and on its device: written to and returned, which spares
+                the system from mapping and clearing new memory every time.
+        """
         from quantlab.formats import arithmetic
 
-        return arithmetic.dequantize(blocks, self, dtype)
+        return arithmetic.dequantize(blocks, self, dtype, out)
 
     def fake_quantize(self, weight: torch.Tensor) -> torch.Tensor:
         """`dequantize(quantize(weight))` in the dtype of `weight`, all of a tensor; gradients pass straight through."""

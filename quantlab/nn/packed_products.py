@@ -45,8 +45,7 @@ def tiled_linear(x: torch.Tensor, blocks: torch.Tensor, bias: torch.Tensor | Non
     rows = x.reshape(-1, x.shape[-1]).to(dtype)
     offset = None if bias is None else bias.to(dtype)
     result = rows.new_empty(len(rows), len(blocks))
-    for tile in tiles:
-        weight = format.dequantize(blocks[tile], dtype)
+    for tile, weight in _tiles_in_float(tiles, blocks, format, dtype):
         result[:, tile] = F.linear(rows, weight, None if offset is None else offset[tile])
     return result.reshape(*x.shape[:-1], len(blocks))
 
@@ -63,8 +62,7 @@ def tiled_input_gradient(gradient: torch.Tensor, blocks: torch.Tensor, format: B
     columns = format.columns(blocks.shape[1])
     total = rows.new_zeros(len(rows), columns, dtype=torch.promote_types(rows.dtype, torch.float32))
     with torch.autocast(rows.device.type, enabled=False):  # the forward pass has chosen the dtype
-        for tile in tiles:
-            weight = format.dequantize(blocks[tile], rows.dtype)
+        for tile, weight in _tiles_in_float(tiles, blocks, format, rows.dtype):
             if total.dtype == rows.dtype:
                 total.addmm_(rows[:, tile], weight)
             else:
@@ -77,6 +75,16 @@ def _multiplied_dtype(x: torch.Tensor) -> torch.dtype:
     device = x.device.type
     is_cast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
     return torch.get_autocast_dtype(device) if is_cast else x.dtype
+
+
+def _tiles_in_float(
+    tiles: list[slice], blocks: torch.Tensor, format: BlockFormat, dtype: torch.dtype
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Each tile's rows with their weights, which hold until the next one is asked for: all use the same memory."""
+    height = max(tile.stop - tile.start for tile in tiles)
+    memory = torch.empty(height, format.columns(blocks.shape[1]), dtype=dtype, device=blocks.device)
+    for tile in tiles:
+        yield tile, format.dequantize(blocks[tile], dtype, out=memory[: tile.stop - tile.start])
 
 
 def _row_tiles(blocks: torch.Tensor, format: BlockFormat) -> Iterator[slice]:

@@ -60,6 +60,28 @@ def test_dequantize_keeps_leading_dimensions_even_empty_ones(format):
     assert format.dequantize(blocks[:0]).shape == (0, 256)
 
 
+@every_device
+@every_format
+@every_dtype
+def test_dequantize_writes_to_out(format, dtype, device):
+    blocks = torch.from_numpy(gguf_blocks(gaussian(np.random.default_rng(0)), format)).to(device)
+    memory = torch.full((50, 256), torch.nan, dtype=dtype, device=device)
+    assert format.dequantize(blocks, dtype, out=memory[:40]).data_ptr() == memory.data_ptr()
+    assert torch.equal(memory[:40], format.dequantize(blocks, dtype))
+    assert memory[40:].isnan().all()
+
+
+@pytest.mark.parametrize(
+    "out",
+    [torch.zeros(40, 255), torch.zeros(40, 256).double(), torch.zeros(256, 40).T],
+    ids=["shape", "dtype", "layout"],
+)
+def test_dequantize_refuses_an_out_that_is_not_the_results(out):
+    blocks = torch.from_numpy(gguf_blocks(gaussian(np.random.default_rng(0)), FORMATS["q4_1"]))
+    with pytest.raises(ValueError, match="out has shape"):
+        FORMATS["q4_1"].dequantize(blocks, out=out)
+
+
 @every_format
 @every_dtype
 def test_weights_of_any_float_type_are_packed_as_their_fp32_values(format, dtype):

@@ -30,9 +30,9 @@ def rows_in_float(monkeypatch) -> list[int]:
     rows: list[int] = []
     original = BlockFormat.dequantize
 
-    def counted(self, blocks, dtype=None):
+    def counted(self, blocks, dtype=None, out=None):
         rows.append(len(blocks))
-        return original(self, blocks, dtype)
+        return original(self, blocks, dtype, out)
 
     monkeypatch.setattr(BlockFormat, "dequantize", counted)
     return rows
