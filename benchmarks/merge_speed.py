@@ -1,7 +1,7 @@
 """Time and memory of merging three 1.1 B Llama-shaped bf16 models, side by side with mergekit.
 
     python benchmarks/merge_speed.py WORK [--mergekit mergekit-yaml] [--rounds 3] [--threads 2]
-        [--methods linear,task_arithmetic,ties] [--layers 22 --hidden 2048 ...] [--json FILE]
+        [--methods linear,task_arithmetic,ties] [--dtype bfloat16] [--layers 22 --hidden 2048 ...] [--json FILE]
 
 A base with random weights and two models that differ from it by noise a tenth as large (2.2 GB each) are made once in
 WORK, which needs 12 GB. In every round each side merges by each method, in turns, as a program of its own:
@@ -10,7 +10,8 @@ transformers do not agree), on the same YAML. Seconds are those of the whole com
 the largest resident memory, sampled from /proc every 10 ms. Inputs are in the page cache where it holds them. mergekit
 writes a model card last, which fails without a network; its time ends when its last weight is written, if that happens.
 
-Results are compared weight by weight: the share of equal bf16 weights, and of those within one unit in the last place.
+Results are compared weight by weight (with `--dtype float32` mergekit computes in fp32, as quantlab always does; the
+output is bf16 either way): the share of equal bf16 weights, and of those within one unit in the last place.
 TIES keeps the same number of weights on both sides, but of equal magnitudes at the edge, of which bf16 has many, each
 may keep others.
 """
@@ -91,6 +92,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--methods", default=",".join(CONFIGS))
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the arithmetic")
     parser.add_argument("--json", type=Path)
     shape = parser.add_argument_group("shape")
     for option, size in (("hidden", 2048), ("layers", 22), ("heads", 32), ("kv-heads", 4), ("intermediate", 5632),
@@ -135,7 +137,7 @@ def make_tuned(base: Checkpoint, folder: Path, seed: int) -> None:
             writer.write(entry.name, (weights + scale * noise.reshape(weights.shape)).to(torch.bfloat16))
 
 
-def config_text(method: str, work: Path) -> str:
+def config_text(method: str, work: Path, dtype: str) -> str:
     """mergekit's YAML."""
 
     def listed(names: tuple[str, ...]) -> str:
@@ -144,14 +146,14 @@ def config_text(method: str, work: Path) -> str:
         )
 
     text = CONFIGS[method].format(all=listed(MODELS), tuned=listed(MODELS[1:]), base=(work / MODELS[0]).resolve())
-    return text + "dtype: bfloat16\n"
+    return text + f"dtype: {dtype}\nout_dtype: bfloat16\n"
 
 
 def merge(side: str, method: str, arguments: argparse.Namespace) -> Measured:
     """Run one command, whose output stays for `agreement_table`."""
     work, threads = arguments.work, str(arguments.threads)
     config, out = work / f"{method}.yml", work / f"{side}-{method}"
-    config.write_text(config_text(method, work))
+    config.write_text(config_text(method, work, arguments.dtype))
     shutil.rmtree(out, ignore_errors=True)
     environment = os.environ | {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
     if side == "quantlab":
