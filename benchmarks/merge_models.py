@@ -58,6 +58,7 @@ class Models:
 
     def __init__(self, base: Path, general: Path, folder: Path, threads: int) -> None:
         self.base, self.general, self.folder, self.threads = base.resolve(), general, folder.resolve(), threads
+        torch.set_num_threads(threads)
         write_tasks(self.folder / "tasks")
         source = Path(__file__).with_name("merge_tasks.py").read_bytes() + general.read_bytes()
         deciding = {"base": model_digest(open_checkpoint(base)), "tuning": asdict(TUNING), "splits": SPLITS,
@@ -107,7 +108,6 @@ class Models:
 
     def _score(self, path: Path, split: str) -> None:
         """All subjects at once: loading takes as long as scoring one."""
-        torch.set_num_threads(self.threads)
         model = load_model(path).eval()
         for (subject, some), samples in self.samples.items():
             if some == split and subject != COMPOSITE:
