@@ -162,9 +162,8 @@ def learned_table(models: Models, arguments: argparse.Namespace) -> dict[str, An
                 "learned": {"seconds": learned, "passes": 3 * STEPS * STEP_TOKENS, "path": str(out)},
                 "gain": str(report.learning)}  # fmt: skip
         kept.write_text(json.dumps(said))
-    losses = {
-        side: scored(load_model(Path(said[side]["path"])).eval(), samples["test"]) for side in ("grid", "learned")
-    }
+    paths = {side: Path(said[side]["path"]) for side in ("grid", "learned")}
+    losses = {side: scored(load_model(path).eval(), samples["test"]) for side, path in paths.items()}
     difference, error = ratio(losses["learned"].sums - losses["grid"].sums, losses["grid"].tokens)
     print_table(
         ("all four tasks", "loss", "seconds", "passes"),
