@@ -58,7 +58,9 @@ def test_shares_by_hand(ladder):
     assert found.drawn(rung) == pytest.approx(0.5)  # whichever rows: both have half of the gain
 
 
-def test_it_runs_and_goes_on(ladder, tasks, make_model, prose, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def tiny(ladder, tasks, make_model, tmp_path, monkeypatch):
+    """Few rows, steps and strengths; how to run a script, which gives the JSON that it writes."""
     pytest.importorskip("accelerate")
     import merge_models
 
@@ -66,21 +68,42 @@ def test_it_runs_and_goes_on(ladder, tasks, make_model, prose, tmp_path, monkeyp
     tuning = dataclasses.replace(merge_models.TUNING, batch_size=2, max_steps=2, eval_every=2, learning_rate=0.01)
     monkeypatch.setattr(merge_models, "TUNING", tuning)
     monkeypatch.setattr(merge_models, "CONTEXT", 512)  # the tiny tokenizer makes many tokens
+    monkeypatch.setattr(merge_models, "GENERAL_WINDOWS", 2)
     fewer = [dataclasses.replace(row, strengths=row.strengths[:3]) for row in ladder.METHODS]
     monkeypatch.setattr(ladder, "METHODS", fewer)
-    monkeypatch.setattr(ladder, "NEGATED", ladder.NEGATED[:2])
+    monkeypatch.setattr(ladder, "NEGATED", ladder.NEGATED[:1])
     model = make_model(tmp_path / "model", "llama")
-    reports = []
-    for name in ("first.json", "second.json"):
-        command = ["merge_ladder.py", model, "--work", tmp_path / "work", "--general", prose, "--threads", 1,
-                   "--methods", "average,task_arithmetic,regmean,iso_c", "--json", tmp_path / name]  # fmt: skip
+
+    def run(module, *arguments):
+        command = [f"{module.__name__}.py", model, "--work", tmp_path / "work", "--threads", 1, *arguments,
+                   "--json", tmp_path / "said.json"]  # fmt: skip
         monkeypatch.setattr(sys, "argv", [str(word) for word in command])
-        ladder.main()
-        reports.append(json.loads((tmp_path / name).read_text()))
+        module.main()
+        return json.loads((tmp_path / "said.json").read_text())
+
+    return run
+
+
+def test_it_runs_and_goes_on(tiny, ladder, tasks, prose, capsys):
+    arguments = "--general", prose, "--methods", "average,task_arithmetic,regmean,iso_c"
+    said = tiny(ladder, *arguments)
     assert "lambda inside (0, 1.5)" in capsys.readouterr().out
-    said = reports[0]
     assert set(said["ladder"]) == {"average", "task_arithmetic", "regmean", "iso_c"}
     assert set(said["negation"]) == set(tasks.TASKS)
     assert said["packed"]["ratio"] > 0
     assert abs(said["packed"]["correlation"]) < 1
-    assert reports[1] == said
+    assert tiny(ladder, *arguments) == said
+
+
+def test_searches_run_and_go_on(tiny, monkeypatch, prose):
+    pytest.importorskip("optuna")
+    import merge_search
+
+    monkeypatch.setattr(merge_search, "STEPS", 2)
+    monkeypatch.setattr(merge_search, "GRID", [0.0, 0.5])
+    arguments = "--general", prose, "--trials", 2, "--path-trials", 2, "--rows", 24
+    said = tiny(merge_search, *arguments)
+    assert said["search"]["PS"]["less_ps"] == 0
+    assert said["search"]["PS+DFS"]["dev"] <= said["search"]["PS"]["dev"]  # where the search begins
+    assert set(said["learned"]["losses"]) == {"grid", "learned"}
+    assert tiny(merge_search, *arguments) == said
