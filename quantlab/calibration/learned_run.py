@@ -105,17 +105,11 @@ def _windows(original: Checkpoint, request: CalibrationRequest, settings: LearnS
 
 
 def _claim(work: Path, options: dict[str, Any], resume: bool, discard: bool) -> None:
-    from quantlab.calibration.work_folder import check_options, write_options
+    from quantlab.checkpoint import unfinished
 
     begun = work.is_dir() and any(work.iterdir())
-    if begun and resume:
-        check_options(work, options)
-        return
-    if begun and not discard:
-        raise InputError(f"{work}: holds unfinished work; pass --resume to go on with it, or delete the folder")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    write_options(work, options)
+    work.mkdir(parents=True, exist_ok=True)
+    unfinished.begin(work, options, begun=begun, resume=resume, discard=discard)
 
 
 def _remember(report: QuantizeReport, file: Path) -> None:

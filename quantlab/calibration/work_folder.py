@@ -6,23 +6,18 @@ A step counts as done once its file is there, which appears in one rename; what 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantlab.checkpoint import unfinished
 from quantlab.checkpoint.atomic import atomic_file
-from quantlab.checkpoint.json_file import read_json
-from quantlab.errors import InputError
 
 if TYPE_CHECKING:
     import torch
-
-OPTIONS = "options.json"
 
 
 @dataclass(frozen=True)
@@ -92,17 +87,9 @@ def open_work(
             the folder cannot be written.
     """
     folder = work_folder_of(out)
-    with _locked(folder):
+    with unfinished.locked(folder):
         begun = any(folder.glob("*.safetensors"))
-        if begun and resume:
-            check_options(folder, options)
-        elif begun and not discard:
-            raise InputError(f"{folder}: holds unfinished work; pass --resume to go on with it, or delete the folder")
-        else:
-            if resume:
-                say.append(f"nothing to resume: {folder} holds no unfinished work; began anew")
-            _clear(folder)
-            write_options(folder, options)
+        unfinished.begin(folder, options, begun=begun, resume=resume, discard=discard, say=say)
         try:
             yield WorkFolder(folder)
         except BaseException:
@@ -114,48 +101,3 @@ def open_work(
 def remove_work(out: Path) -> None:
     """Forget the work for a destination that is written."""
     shutil.rmtree(work_folder_of(out))
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise InputError(f"{folder}: another process is at work there; wait, or choose another name") from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def write_options(folder: Path, options: Mapping[str, Any]) -> None:
-    """Note what decides the output of the work in `folder`."""
-    with atomic_file(folder / OPTIONS, replace=True) as path:
-        path.write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
-
-
-def check_options(folder: Path, options: Mapping[str, Any]) -> None:
-    """Refuse work that was begun with other options, naming the first that differs."""
-    begun, wanted = read_json(folder / OPTIONS), json.loads(json.dumps(options))
-    for key in sorted({*begun, *wanted}):
-        if begun.get(key) != wanted.get(key):
-            raise InputError(
-                f"{folder}: the unfinished work was begun with {key} {_short(begun.get(key))}, now it is "
-                f"{_short(wanted.get(key))}; give the same options, or delete the folder"
-            )
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

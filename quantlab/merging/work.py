@@ -7,20 +7,16 @@ it that are complete, with their checksums: what a power cut took is noticed, an
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from quantlab.calibration.work_folder import OPTIONS, check_options, write_options
-from quantlab.checkpoint.atomic import atomic_file
+from quantlab.checkpoint import unfinished
 from quantlab.checkpoint.json_file import read_json
 from quantlab.checkpoint.writer import CheckpointWriter
-from quantlab.errors import InputError
 from quantlab.merging.tensor_merge import MergedTensor, WrongWeightsError
 
 PACKING = "packing.json"
@@ -87,19 +83,12 @@ def open_work(
             the folder cannot be written.
     """
     folder = work_folder_of(out)
-    with _locked(folder):
-        begun = WorkPlaces(folder).journal.is_file() and (folder / OPTIONS).is_file()
-        if begun and resume:
-            check_options(folder, options)
+    with unfinished.locked(folder):
+        begun = WorkPlaces(folder).journal.is_file() and (folder / unfinished.OPTIONS).is_file()
+        if unfinished.begin(folder, options, begun=begun, resume=resume, discard=discard, say=say):
             _forget_packing_of_others(folder, packing)
-        elif begun and not discard:
-            raise InputError(f"{folder}: holds unfinished work; pass --resume to go on with it, or delete the folder")
         else:
-            if resume:
-                say.append(f"nothing to resume: {folder} holds no unfinished work; began anew")
-            _clear(folder)
-            write_options(folder, options)
-            _note_packing(folder, packing)
+            unfinished.write_options(folder, packing, PACKING)
         try:
             yield folder
         except BaseException as error:
@@ -114,33 +103,7 @@ def _forget_packing_of_others(folder: Path, packing: Mapping[str, Any]) -> None:
     if not file.is_file() or read_json(file) != json.loads(json.dumps(packing)):
         for path in folder.glob(f"{WorkPlaces(folder).packed_model.name}*"):
             shutil.rmtree(path, ignore_errors=True)
-        _note_packing(folder, packing)
-
-
-def _note_packing(folder: Path, packing: Mapping[str, Any]) -> None:
-    with atomic_file(folder / PACKING, replace=True) as path:
-        path.write_text(json.dumps(packing, indent=2) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise InputError(f"{folder}: another process is at work there; wait, or choose another name") from None
-    finally:
-        os.close(descriptor)
-
-
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        unfinished.write_options(folder, packing, PACKING)
 
 
 class Journal:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from quantlab.calibration.work_folder import OPTIONS, check_options, write_options
-from quantlab.errors import InputError
+from quantlab.checkpoint import unfinished
 
 STATE, START = "state.json", "start"
 
@@ -38,17 +35,9 @@ def open_learning(
             the folder cannot be written.
     """
     folder = learning_folder_of(out)
-    with _locked(folder):
-        begun = (folder / STATE).is_file() and (folder / OPTIONS).is_file()
-        if begun and resume:
-            check_options(folder, options)
-        elif begun and not discard:
-            raise InputError(f"{folder}: holds unfinished work; pass --resume to go on with it, or delete the folder")
-        else:
-            if resume:
-                say.append(f"nothing to resume: {folder} holds no unfinished work; began anew")
-            _clear(folder)
-            write_options(folder, options)
+    with unfinished.locked(folder):
+        begun = (folder / STATE).is_file() and (folder / unfinished.OPTIONS).is_file()
+        unfinished.begin(folder, options, begun=begun, resume=resume, discard=discard, say=say)
         try:
             yield folder
         except BaseException:
@@ -56,26 +45,3 @@ def open_learning(
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise InputError(f"{folder}: another process is at work there; wait, or choose another name") from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()

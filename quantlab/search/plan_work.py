@@ -6,20 +6,17 @@ Every figure is one line of JSON, appended and synced as soon as it is known; a 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from quantlab.checkpoint.atomic import atomic_file
-from quantlab.checkpoint.json_file import read_json
+from quantlab.checkpoint import unfinished
 from quantlab.errors import InputError
 from quantlab.search.measuring import Divergence
 
-OPTIONS, FIGURES = "options.json", "figures.jsonl"
+FIGURES = "figures.jsonl"
 
 
 class PlanWork:
@@ -68,52 +65,21 @@ def open_plan_work(folder: Path, options: Mapping[str, Any], *, discard: bool) -
         InputError: it holds figures of other options or is something else, another process is at it, or it cannot be
             written.
     """
-    with _locked(folder):
-        if (folder / OPTIONS).is_file():
-            difference = _difference(read_json(folder / OPTIONS), json.loads(json.dumps(options)))
-            if difference and not discard:
-                raise InputError(f"{folder}: was measured with {difference}; delete it, or choose another --plan-work")
-            if difference:
-                _clear(folder)
+    with unfinished.locked(folder, "choose another --plan-work"):
+        if (folder / unfinished.OPTIONS).is_file():
+            if differing := unfinished.difference(folder, options):
+                if not discard:
+                    key, before, now = differing
+                    raise InputError(
+                        f"{folder}: was measured with another {key.replace('_', ' ')} ({before}, now {now}); delete "
+                        "it, or choose another --plan-work"
+                    )
+                unfinished.clear(folder)
         elif any(not entry.name.startswith(".") for entry in folder.iterdir()):
             raise InputError(f"{folder}: is a folder of something else; choose another --plan-work")
-        with atomic_file(folder / OPTIONS, replace=True) as path:
-            path.write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
+        unfinished.write_options(folder, options)
         _drop_torn_line(folder / FIGURES)
         yield PlanWork(folder)
-
-
-def _difference(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
-    for key in sorted({*begun, *wanted}):
-        if begun.get(key) != wanted.get(key):
-            return f"another {key.replace('_', ' ')} ({_short(begun.get(key))}, now {_short(wanted.get(key))})"
-    return None
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise InputError(f"{folder}: another process is at work there; wait, or choose another --plan-work") from None
-    finally:
-        os.close(descriptor)
-
-
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _drop_torn_line(path: Path) -> None:
