@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantlab.calibration.calibrated import usable_threads
 from quantlab.calibration.padded_windows import PaddedWindows, pad_windows
+from quantlab.calibration.recomputing import recompute_if_large
 from quantlab.checkpoint import Checkpoint, open_checkpoint, open_writer
 from quantlab.checkpoint.atomic import atomic_file
 from quantlab.checkpoint.checksums import model_digest
@@ -26,13 +27,11 @@ from quantlab.errors import InputError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
 
     from quantlab.calibration.scale_training import Schedule, TrainingResult
     from quantlab.formats import PackedTensor
 
 EVALUATIONS = 12  # in a run
-KEPT_ACTIVATIONS = 2 << 30  # bytes; where a part of a step needs more, blocks are computed twice instead
 METHOD = "learned"
 RUN, STATE, TEACHER = "learned-run.txt", "learned-state.pt", "learned-teacher"
 
@@ -194,7 +193,7 @@ def _train(
         del model  # one model in memory is enough
     student = load_model(start.path, device=device)
     parts = LearnableParts(student, start, norms=settings.train_norms, codes=settings.train_codes)
-    _save_memory(student, windows, schedule)
+    recompute_if_large(student, schedule.batch * windows.ids.shape[1])  # the whole step, in as many threads as parts
     training = ScaleTraining(
         student, parts.parameters(), teacher, windows, schedule, parts.keep_codes_in_range, work / STATE, threads
     )
@@ -249,27 +248,6 @@ def _claim(work: Path, identity: str) -> None:
             path.write_text(identity, encoding="utf-8")
     elif note.read_text(encoding="utf-8") != identity:
         raise InputError(f"{work}: holds unfinished work of other models, samples or settings; delete the folder")
-
-
-def _save_memory(student: PreTrainedModel, windows: PaddedWindows, schedule: Schedule) -> None:
-    """Where a step's activations would fill the memory, keep only those between blocks, and compute the rest twice.
-
-    Counted is the whole step, which as many threads as it has parts hold at a time.
-    """
-    import torch
-
-    config = student.config.get_text_config()
-    tokens = schedule.batch * windows.ids.shape[1]
-    width = 12 * config.hidden_size + 4 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-    if 4 * tokens * width * config.num_hidden_layers <= KEPT_ACTIVATIONS:
-        return
-    for module in student.modules():  # only a model in training mode recomputes, and then it would drop activations too
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
-    student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    student.train()
 
 
 def _write(

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -38,7 +38,6 @@ from quantlab.training.sample import NO_LOSS
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-KEPT_ACTIVATIONS = 2 << 30  # bytes; where a pass needs more, layers are computed twice instead
 PART_TOKENS = 1024  # of one pass forward and backward, padding included, unless one window is longer
 
 Look = Callable[[int, torch.Tensor | None, Sequence[torch.Tensor]], None]  # (first row, the base's rows, the models')
@@ -216,26 +215,6 @@ def padded(windows: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor]:
     ids = torch.tensor([[*window, *[window[0]] * (length - len(window))] for window in windows])
     labels = torch.tensor([[*window, *[NO_LOSS] * (length - len(window))] for window in windows])
     return ids, labels
-
-
-def activation_bytes(config: Mapping[str, Any], tokens: int) -> int:
-    """What a pass forward keeps for the pass back, about: 28 numbers a token for each of a layer's columns."""
-    words = ("hidden_size", "n_embd"), ("num_hidden_layers", "n_layer")
-    width, layers = (next((n for key in keys if isinstance(n := config.get(key), int)), 0) for keys in words)
-    return 4 * 28 * tokens * width * layers
-
-
-def recompute_if_large(model: PreTrainedModel, tokens: int) -> None:
-    """Where activations of so many tokens would be too many, keep those between layers only."""
-    if activation_bytes(model.config.get_text_config().to_dict(), tokens) <= KEPT_ACTIVATIONS:
-        return
-    for module in model.modules():  # only a model in training mode recomputes, and then it would drop activations too
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.train()
 
 
 def learning_device() -> torch.device:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from quantlab.calibration import heap
+from quantlab.calibration.recomputing import KEPT_ACTIVATIONS, activation_bytes, recompute_if_large
 from quantlab.checkpoint import Checkpoint, open_checkpoint
 from quantlab.divergence import mean_and_stderr
 from quantlab.documents import read_bytes
@@ -26,14 +27,7 @@ from quantlab.merging.job import MergeJob, MergeRequest
 from quantlab.merging.merge import merge_checkpoints
 from quantlab.merging.plan import plan_merge
 from quantlab.merging.plan_types import TensorPlan
-from quantlab.search.coefficient_model import (
-    KEPT_ACTIVATIONS,
-    PART_TOKENS,
-    MergedModel,
-    activation_bytes,
-    learning_device,
-    recompute_if_large,
-)
+from quantlab.search.coefficient_model import PART_TOKENS, MergedModel, learning_device
 from quantlab.search.coefficient_training import CoefficientSettings, CoefficientTraining, Objective, Progress, State
 from quantlab.search.coefficient_windows import Ids, LearningText, learning_text
 from quantlab.search.coefficients import agrees, coefficients_of, learned_config

@@ -125,7 +125,7 @@ def test_threads_change_no_bit(llama_model, packed_llama, tmp_path, monkeypatch,
         for threads, torchs in ((1, 1), (2, 3), (3, 2)):
             torch.set_num_threads(torchs)
             if threads == 3:
-                monkeypatch.setattr("quantlab.calibration.learned.KEPT_ACTIVATIONS", 0)
+                monkeypatch.setattr("quantlab.calibration.recomputing.KEPT_ACTIVATIONS", 0)
             out, report = learn(llama_model, packed_llama, tmp_path / f"{threads}", settings, threads=threads)
             assert torch.get_num_threads() == torchs
             found.append(((out / "model.safetensors").read_bytes(), report.history, report.best_step))
@@ -240,7 +240,7 @@ def test_every_format_is_learned_in_a_gguf_file(llama_model, tmp_path, format):
 def test_blocks_computed_twice_train_alike(float_model, packed, tmp_path, monkeypatch):
     settings = replace(SETTINGS, steps=3)
     whole, _ = learn(float_model, packed, tmp_path / "1", settings)
-    monkeypatch.setattr("quantlab.calibration.learned.KEPT_ACTIVATIONS", 0)
+    monkeypatch.setattr("quantlab.calibration.recomputing.KEPT_ACTIVATIONS", 0)
     again, _ = learn(float_model, packed, tmp_path / "2", settings)
     assert (whole / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
 
