@@ -30,9 +30,9 @@ from typing import Any
 
 import numpy as np
 from calibration_speed import processor
-from merge_models import GENERAL, Losses, Models, texts_by_model
 from merge_packed import packed_table
 from merge_tasks import TASKS
+from merge_work import GENERAL, Losses, Models, texts_by_model
 from quantlab.cli.console import print_table, quiet_transformers
 
 SHIPPED = Path(__file__).parents[1] / "models" / "fable-9m"

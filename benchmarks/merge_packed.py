@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from merge_models import Models
 from merge_tasks import TASKS
+from merge_work import Models
 from quality_statistics import ratio, score_files
 from quantlab.cli.console import print_table, progress
 

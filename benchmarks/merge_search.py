@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 from calibration_speed import processor
 from merge_ladder import GENERAL_TEXT, GRID, SHIPPED
-from merge_models import CONTEXT, Losses, Models, scored
 from merge_tasks import COMPOSITE, TASKS, rows
+from merge_work import CONTEXT, Losses, Models, scored
 from quality_statistics import ratio
 from quantlab.cli.console import print_table, progress, quiet_transformers
 

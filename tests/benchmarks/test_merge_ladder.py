@@ -62,13 +62,13 @@ def test_shares_by_hand(ladder):
 def tiny(ladder, tasks, make_model, tmp_path, monkeypatch):
     """Few rows, steps and strengths; how to run a script, which gives the JSON that it writes."""
     pytest.importorskip("accelerate")
-    import merge_models
+    import merge_work
 
     monkeypatch.setattr(tasks, "SPLITS", TINY_SPLITS)
-    tuning = dataclasses.replace(merge_models.TUNING, batch_size=2, max_steps=2, eval_every=2, learning_rate=0.01)
-    monkeypatch.setattr(merge_models, "TUNING", tuning)
-    monkeypatch.setattr(merge_models, "CONTEXT", 512)  # the tiny tokenizer makes many tokens
-    monkeypatch.setattr(merge_models, "GENERAL_WINDOWS", 2)
+    tuning = dataclasses.replace(merge_work.TUNING, batch_size=2, max_steps=2, eval_every=2, learning_rate=0.01)
+    monkeypatch.setattr(merge_work, "TUNING", tuning)
+    monkeypatch.setattr(merge_work, "CONTEXT", 512)  # the tiny tokenizer makes many tokens
+    monkeypatch.setattr(merge_work, "GENERAL_WINDOWS", 2)
     fewer = [dataclasses.replace(row, strengths=row.strengths[:3]) for row in ladder.METHODS]
     monkeypatch.setattr(ladder, "METHODS", fewer)
     monkeypatch.setattr(ladder, "NEGATED", ladder.NEGATED[:1])
