@@ -80,9 +80,14 @@ def _multiplied_dtype(x: torch.Tensor) -> torch.dtype:
 def _tiles_in_float(
     tiles: list[slice], blocks: torch.Tensor, format: BlockFormat, dtype: torch.dtype
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Each tile's rows with their weights, which hold until the next one is asked for: all use the same memory."""
+    """Each tile's rows with their weights, which hold until the next one is asked for: on a CPU all use the same
+    memory, which the system would else map and clear for every tile. Accelerators keep what is freed.
+    """
+    if blocks.device.type != "cpu":
+        yield from ((tile, format.dequantize(blocks[tile], dtype)) for tile in tiles)
+        return
     height = max(tile.stop - tile.start for tile in tiles)
-    memory = torch.empty(height, format.columns(blocks.shape[1]), dtype=dtype, device=blocks.device)
+    memory = torch.empty(height, format.columns(blocks.shape[1]), dtype=dtype)
     for tile in tiles:
         yield tile, format.dequantize(blocks[tile], dtype, out=memory[: tile.stop - tile.start])
 
