@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from calibration_speed import processor
@@ -98,8 +98,9 @@ def search_table(models: Models, arguments: argparse.Namespace) -> dict[str, Any
     space = Genome(tuple(map(str, parents.values())), str(models.base), "ties", settings={"dtype": "float32"})
     weights = found(models, "evolved-weights", space, arguments.trials, arguments)
     candidates = {"base": models.base, **parents, "TIES, untuned": untuned, "PS": weights}
-    for name, scaling in (("PS+DFS", "pairs"), ("PS+DFS without W", "none")):
-        paths = Genome((str(weights), str(better)), space="layers", scaling=scaling, settings={"dtype": "float32"})  # type: ignore[arg-type]
+    scalings: dict[str, Literal["pairs", "none"]] = {"PS+DFS": "pairs", "PS+DFS without W": "none"}
+    for name, scaling in scalings.items():
+        paths = Genome((str(weights), str(better)), space="layers", scaling=scaling, settings={"dtype": "float32"})
         candidates[name] = found(models, f"evolved-paths-{scaling}", paths, arguments.path_trials, arguments)
     losses = {name: answers(models, path, "test") for name, path in candidates.items()}
     printed, said = [], {}
