@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 from quantlab.cli.console import check_threads, print_json
+from quantlab.cli.generation_options import (
+    FrequencyPenalty,
+    LogitBias,
+    MaxTokens,
+    MinP,
+    PenaltyWindow,
+    PresencePenalty,
+    RepetitionPenalty,
+    Seed,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    sampling_params,
+)
 from quantlab.cli.options import Adapters, Config, Engine, Json, Model, Threads, weighted_adapters
 
 
 def generate(
     model: Model,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue; - reads stdin.", show_default=False)],
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens to generate at most.")] = 128,
-    temp: Annotated[float, typer.Option("--temp", help="Temperature; 0 takes the most likely token.")] = 0.8,
-    top_k: Annotated[int, typer.Option("--top-k", help="Keep the k most likely tokens; 0: all.")] = 40,
-    top_p: Annotated[float, typer.Option("--top-p", help="Keep the smallest set with this probability.")] = 0.95,
-    min_p: Annotated[float, typer.Option("--min-p", help="Keep tokens of this share of the best one's.")] = 0.05,
-    repetition_penalty: Annotated[float, typer.Option("--repetition-penalty", help="Above 1: repeat less.")] = 1.0,
-    presence_penalty: Annotated[
-        float, typer.Option("--presence-penalty", help="Taken off the logits of generated tokens.")
-    ] = 0.0,
-    frequency_penalty: Annotated[
-        float, typer.Option("--frequency-penalty", help="The same, each time that a token came.")
-    ] = 0.0,
-    penalty_window: Annotated[
-        int, typer.Option("--penalty-window", help="Tokens that penalties look back at; 0: all.")
-    ] = 0,
-    logit_bias: Annotated[
-        list[str] | None,
-        typer.Option("--logit-bias", metavar="ID=BIAS", help="Add to a token's logit; -inf: never. May be repeated."),
-    ] = None,
-    stop: Annotated[list[str] | None, typer.Option("--stop", help="End at this string; may be repeated.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same text.")] = 0,
+    max_tokens: MaxTokens = 128,
+    temp: Temperature = 0.8,
+    top_k: TopK = 40,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.05,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    presence_penalty: PresencePenalty = 0.0,
+    frequency_penalty: FrequencyPenalty = 0.0,
+    penalty_window: PenaltyWindow = 0,
+    logit_bias: LogitBias = None,
+    stop: Stop = None,
+    seed: Seed = 0,
     engine: Engine = "auto",
     adapter: Adapters = None,
     threads: Threads = None,
@@ -42,19 +47,17 @@ def generate(
     json: Json = False,
 ) -> None:
     """Continue a text; it is printed as it is written."""
-    from quantlab.generation.sampling import SamplingParams
-
-    params = SamplingParams(
-        logit_bias=_biases(logit_bias or ()),
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        penalty_window=penalty_window,
-        temperature=temp,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        seed=seed,
+    params = sampling_params(
+        temp,
+        top_k,
+        top_p,
+        min_p,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        penalty_window,
+        logit_bias,
+        seed,
     )
     adapters = weighted_adapters(adapter)
     text = _standard_input() if prompt == "-" else _checked(prompt)
@@ -87,22 +90,6 @@ def generate(
 
 def _show(piece: str) -> None:
     print(piece, end="", flush=True)
-
-
-def _biases(options: Sequence[str]) -> dict[int, float]:
-    from quantlab.errors import InputError
-
-    biases: dict[int, float] = {}
-    for option in options:
-        token, _, bias = option.partition("=")
-        try:
-            pair = int(token), float(bias)
-        except ValueError:
-            raise InputError(f"--logit-bias {option}: expected ID=BIAS, a token id and a number") from None
-        if pair[0] in biases:
-            raise InputError(f"--logit-bias {option}: token {pair[0]} has a bias already")
-        biases[pair[0]] = pair[1]
-    return biases
 
 
 def _checked(prompt: str) -> str:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from quantlab.errors import InputError
+from quantlab.generation.constraints import Constraint
+from quantlab.generation.decoding import Decoding
 from quantlab.generation.sampling import Sampler, SamplingParams
 
 PREFILL_CHUNK = 512  # tokens per forward pass: bounds the memory of a long prompt
 
 
 class Engine(ABC):
-    """One sequence.
+    """One sequence. Ctrl-C may end any call: `tokens` then are those whose cache is complete; the next call goes on.
 
     Attributes:
         name: what reports call the engine.
@@ -65,24 +67,16 @@ class Engine(ABC):
         assert self._logits is not None, "prefill first"
         return self._logits
 
-    def decode(self, params: SamplingParams, max_tokens: int) -> Iterator[int]:
-        """Draw tokens until `max_tokens` or the context's end; one is computed with when the next is asked for.
+    def decode(self, params: SamplingParams, max_tokens: int, constraint: Constraint | None = None) -> Decoding:
+        """Draw tokens until `max_tokens`, the context's end, or the constraint has finished; see `Decoding`.
 
         What the sequence holds before the first draw is the prompt: presence and frequency penalties count the rest.
 
         Raises:
-            InputError: a logit bias for an id outside the vocabulary; while drawing, logits that are not numbers.
+            InputError: a logit bias for an id outside the vocabulary; while drawing, logits that are not numbers, or
+                a constraint that allows no token.
         """
-        return self._drawn(Sampler(params, self.vocabulary), max_tokens)
-
-    def _drawn(self, sampler: Sampler, max_tokens: int) -> Iterator[int]:
-        prompt = self.position
-        for count in range(max_tokens):
-            token = sampler.draw(self.logits(), self.tokens, self.position, prompt)
-            yield token
-            if self.position >= self.context or count + 1 == max_tokens:
-                return
-            self.append([token])
+        return Decoding(self, Sampler(params, self.vocabulary), max_tokens, constraint)
 
     def rewind(self, position: int) -> None:
         """Forget all tokens from `position` on; those before it stay cached.
@@ -93,14 +87,21 @@ class Engine(ABC):
         if not 0 <= position <= self.position:
             raise InputError(f"position {position}: the sequence has {self.position} tokens")
         if position < self.position:
-            self._forget(position)
             self._logits = None
-            del self.tokens[position:]
+            del self.tokens[position:]  # first: interrupted, the cache holds too much, which `append` mends
+            self._forget(position)
 
     def append(self, token_ids: list[int]) -> None:
         """Add tokens to the sequence, whose ids and number have been checked."""
-        self._logits = self._forward(token_ids)
+        self._forget(self.position)
+        logits = self._forward(token_ids)
+        self._take(token_ids, logits)
+
+    def _take(self, token_ids: Sequence[int], logits: np.ndarray) -> None:
+        """Count tokens that the cache holds; `logits` follow the last."""
+        self._logits = None
         self.tokens.extend(token_ids)
+        self._logits = logits
 
     def _checked(self, token_ids: Sequence[int]) -> list[int]:
         """As Python's integers, which numpy's may stand for."""
@@ -120,4 +121,4 @@ class Engine(ABC):
 
     @abstractmethod
     def _forget(self, position: int) -> None:
-        """Drop the cache from `position` on."""
+        """Drop the cache from `position` on, if it holds more: an interrupt may have left more than the tokens."""

@@ -11,6 +11,7 @@ from typing import Literal
 from quantlab.adapters.combine import Source as AdapterSource
 from quantlab.checkpoint import Tokenizer, load_tokenizer
 from quantlab.errors import InputError
+from quantlab.generation.constraints import Constraint
 from quantlab.generation.engine import Engine
 from quantlab.generation.engines import open_engine
 from quantlab.generation.sampling import SamplingParams
@@ -32,7 +33,7 @@ class Timings:
 @dataclass(frozen=True)
 class Completion:
     """The generated part. `token_ids` holds every generated token, the end token and a stop string's included; `text`
-    holds neither. `finish_reason` is "stop" at either, "length" at a limit.
+    holds neither. `finish_reason` is "stop" at either or where a constraint is complete, "length" at a limit.
     """
 
     text: str
@@ -44,7 +45,7 @@ class Completion:
 
 def generate(
     model: str | Path,
-    prompt: str,
+    prompt: str | Sequence[int],
     *,
     max_tokens: int = 128,
     params: SamplingParams | None = None,
@@ -79,38 +80,46 @@ def generate(
 def complete(
     engine: Engine,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompt: str | Sequence[int],
     *,
     max_tokens: int = 128,
     params: SamplingParams | None = None,
     stop: Sequence[str] = (),
     on_text: Callable[[str], None] | None = None,
+    constraint: Constraint | None = None,
 ) -> Completion:
     """Continue `prompt` by up to `max_tokens` tokens.
 
+    Ctrl-C while it runs leaves an engine that can go on: its sequence is a beginning of prompt and generated tokens.
+
     Args:
+        prompt: a text, or token ids, which are taken as they are.
         stop: strings that end the text; they are not part of it.
         on_text: called with each piece of text as soon as it is certain.
+        constraint: what may be generated; used up by the call.
 
     Raises:
-        InputError: an empty stop string, a prompt longer than the context, or no room to generate.
+        InputError: an empty stop string, a prompt longer than the context, no room to generate, or a constraint that
+            allows no token.
     """
     if max_tokens < 1:
         raise InputError(f"{max_tokens} tokens to generate: at least one token must be asked for")
     if "" in stop:
         raise InputError("a stop string is empty")
     params = params or SamplingParams()
-    prompt_ids = tokenizer.encode(prompt)
-    drawn = engine.decode(params, max_tokens)  # already here: parameters that are wrong must not cost a prefill
+    prompt_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    # Already here: parameters that are wrong must not cost a prefill.
+    drawn = engine.decode(params, max_tokens, constraint)
     started = time.perf_counter()
     cached = engine.prefill(prompt_ids)
     prefilled = time.perf_counter()
     text = TextStream(tokenizer, prompt_ids, stop, on_text)
-    finish_reason: FinishReason = "length"
-    for token in drawn:
-        if text.add(token, is_end=token in tokenizer.eos):
-            finish_reason = "stop"
-            break
+    has_stopped = False
+    with drawn:
+        for token in drawn:
+            if has_stopped := text.add(token, is_end=token in tokenizer.eos):
+                break
+    has_stopped = has_stopped or (constraint is not None and constraint.finished)
     text.flush()
     finished = time.perf_counter()
     generated = len(text.token_ids)
@@ -121,6 +130,7 @@ def complete(
         prefill_tokens_per_second=(len(prompt_ids) - cached) / (prefilled - started),
         decode_tokens_per_second=generated / (finished - prefilled),
     )
+    finish_reason: FinishReason = "stop" if has_stopped else "length"
     return Completion(text.text, tuple(text.token_ids), finish_reason, engine.name, timings)
 
 

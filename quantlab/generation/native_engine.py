@@ -191,10 +191,10 @@ class NativeEngine(Engine):
 
     def append_all(self, token_ids: Sequence[int]) -> np.ndarray:
         """As `append`; fp32 [tokens, vocabulary] after each of them."""
+        self._forget(self.position)
         logits = np.empty((len(token_ids), self.vocabulary), np.float32)
         self._decoder.append(np.asarray(token_ids, np.int32), logits)
-        self.tokens.extend(token_ids)
-        self._logits = logits[-1]
+        self._take(token_ids, logits[-1])
         return logits
 
     def save(self, path: str | Path) -> None:
@@ -203,6 +203,7 @@ class NativeEngine(Engine):
         Raises:
             InputError: the file cannot be written.
         """
+        self._forget(self.position)
         cache = np.empty(self._decoder.cache_bytes(self.position), np.uint8)
         self._decoder.export_cache(cache)
         write_cache(Path(path), self._identity(), self.tokens, cache)
@@ -221,8 +222,9 @@ class NativeEngine(Engine):
         fits = 0 < len(tokens) <= self.context and cache.nbytes == self._decoder.cache_bytes(len(tokens))
         if not fits or not all(0 <= token < self.vocabulary for token in tokens):
             return False
+        self.tokens, self._logits = [], None  # until the cache is theirs
         self._decoder.import_cache(cache, len(tokens))
-        self.tokens, self._logits = tokens, None
+        self.tokens = tokens
         return True
 
     def _identity(self) -> dict[str, str]:

@@ -31,9 +31,15 @@ class TorchEngine(Engine):
     @torch.inference_mode()
     def _forward(self, token_ids: list[int]) -> np.ndarray:
         ids = torch.tensor([token_ids], device=self.model.device)
-        output = self.model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        try:
+            output = self.model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        except BaseException:  # some layers have taken the tokens, others have not
+            self.tokens.clear()
+            self._cache = DynamicCache(config=self.model.config)
+            raise
         logits: np.ndarray = output.logits[0, -1].to(torch.float32).cpu().numpy()
         return logits
 
     def _forget(self, position: int) -> None:
-        self._cache.crop(position - self.position)  # negative: that many tokens less
+        if excess := self._cache.get_seq_length() - position:
+            self._cache.crop(-excess)
