@@ -1,4 +1,4 @@
-"""The sandbox that chat templates are rendered in, as transformers sets it up."""
+"""The sandbox that chat and prompt templates are rendered in, as transformers sets it up."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import Template, nodes
+from jinja2 import StrictUndefined, Template, Undefined, meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -30,17 +30,47 @@ class GenerationMarks(Extension):
 
 
 @lru_cache(maxsize=8)  # a template renders each row of a file
-def compiled(template: str) -> Template:
+def compiled(template: str, *, strict: bool = False) -> Template:
     """The template in a sandbox that keeps no block's line break.
+
+    Args:
+        strict: fail on what is not defined, which chat templates take as empty.
 
     Raises:
         TemplateError: its syntax is wrong.
     """
-    extensions = [GenerationMarks, "jinja2.ext.loopcontrols"]
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    return _environment(strict).from_string(template)
+
+
+def variables_of(template: str) -> set[str]:
+    """The names that a template expects to be given.
+
+    Raises:
+        TemplateError: its syntax is wrong.
+    """
+    environment = _environment(True)
+    return meta.find_undeclared_variables(environment.parse(template)) - environment.globals.keys()
+
+
+def block_names(template: str) -> list[str]:
+    """The blocks of a template, in no order.
+
+    Raises:
+        TemplateError: its syntax is wrong.
+    """
+    return list(compiled(template, strict=True).blocks)
+
+
+def _environment(strict: bool) -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[GenerationMarks, "jinja2.ext.loopcontrols"],
+        undefined=StrictUndefined if strict else Undefined,
+    )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
-    return environment.from_string(template)
+    return environment
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:  # Any: whatever a message holds

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from quantlab.errors import InputError
+from quantlab.generation.examples import REASONED, answer_text, chosen, row_choices
+from quantlab.generation.json_rows import read_rows
 
-MOST_FAULTS = 10  # listed of one file
-REASONED = "####"  # GSM8K's mark between the reasoning and the number (Cobbe et al. 2021, arXiv 2110.14168)
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 STOPS_LINE, STOPS_QUESTION = ("\n",), ("\nQuestion:",)
 
@@ -20,13 +20,14 @@ STOPS_LINE, STOPS_QUESTION = ("\n",), ("\nQuestion:",)
 @dataclass(frozen=True)
 class Question:
     """One row. `prompt` is what the model continues; `answer` is the exact answer, or of `choices` the right one's
-    number; `line` counts from 1.
+    number; `line` counts from 1. `row` is all that the row says.
     """
 
     line: int
     prompt: str
     answer: str | int
     choices: tuple[str, ...] = ()
+    row: Mapping[str, Any] = field(default_factory=dict, compare=False)  # Any: unchecked JSON
 
     @property
     def reasoned(self) -> bool:
@@ -50,44 +51,21 @@ def read_task(path: Path, limit: int | None = None, seed: int | None = None) -> 
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit {limit}: at least 1 is needed")
-    try:
-        lines = path.read_bytes().decode("utf-8").split("\n")  # a text in JSON may hold other line breaks
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); a task is a file of JSON lines") from None
-    questions, faults = [], []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                questions.append(_question(number, line))
-            except ValueError as error:
-                faults.append(f"line {number}: {error}")
-    if faults:
-        more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
-        raise InputError(f"{path}: {len(faults)} bad rows: {'; '.join(faults[:MOST_FAULTS])}{more}")
-    if not questions:
-        raise InputError(f"{path}: holds no question")
+    questions = read_rows(path, _question, "a task", "no question")
     if limit is None or limit >= len(questions):
         return questions
     if seed is None:
         return questions[:limit]
-    chosen = random.Random(seed).sample(range(len(questions)), limit)  # noqa: S311 no secret
-    return [questions[index] for index in sorted(chosen)]
+    drawn = random.Random(seed).sample(range(len(questions)), limit)  # noqa: S311 no secret
+    return [questions[index] for index in sorted(drawn)]
 
 
-def _question(number: int, line: str) -> Question:
+def _question(number: int, row: dict[str, Any]) -> Question:
     """One row.
 
     Raises:
         ValueError: what is wrong with it.
     """
-    try:
-        row: Any = json.loads(line)  # Any: unchecked JSON
-    except (ValueError, RecursionError):
-        raise ValueError("is no JSON") from None
-    if not isinstance(row, dict):
-        raise ValueError("is no JSON object")
     named = [key for key in ("question", "prompt") if key in row]
     if len(named) != 1:
         raise ValueError('needs either "question" or "prompt"')
@@ -97,12 +75,9 @@ def _question(number: int, line: str) -> Question:
     if "answer" not in row:
         raise ValueError('"answer" is missing')
     prompt = plain_prompt(text) if named[0] == "question" else text
-    if "choices" not in row:
-        return Question(number, prompt, _exact(row["answer"]))
-    choices = row["choices"]
-    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
-        raise ValueError('"choices" is no list of two texts or more')
-    return Question(number, prompt, _chosen(row["answer"], choices), tuple(choices))
+    choices = row_choices(row)
+    answer = chosen(row["answer"], choices) if choices else _exact(row["answer"])
+    return Question(number, prompt, answer, choices, row)
 
 
 def plain_prompt(question: str) -> str:
@@ -110,30 +85,14 @@ def plain_prompt(question: str) -> str:
     return f"Question: {question.strip()}\nAnswer:"
 
 
-def _exact(answer: Any) -> str:
-    if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
-        raise ValueError('"answer" is neither text nor number')
-    text = str(answer)
+def _exact(answer: object) -> str:
+    text = answer_text(answer)
     gold = text.rpartition(REASONED)[2]
     if not normalized(gold):
         raise ValueError('"answer" is empty')
     if REASONED in text and last_number(gold) is None:
         raise ValueError(f'"answer" has no number behind {REASONED}')
     return text
-
-
-def _chosen(answer: Any, choices: list[str]) -> int:
-    if isinstance(answer, int) and not isinstance(answer, bool):
-        if 0 <= answer < len(choices):
-            return answer
-        raise ValueError(f'"answer" is {answer}; with {len(choices)} choices, 0 to {len(choices) - 1} are possible')
-    if isinstance(answer, str):
-        letter = answer.strip().upper()
-        if len(letter) == 1 and "A" <= letter < chr(ord("A") + len(choices)):
-            return ord(letter) - ord("A")
-        if choices.count(answer) == 1:
-            return choices.index(answer)
-    raise ValueError('"answer" is neither number, letter nor text of one of the choices')
 
 
 def is_right(question: Question, text: str) -> bool:

@@ -15,7 +15,7 @@ from quantlab.generation.sampling import SamplingParams
 def complete_many(
     engine: Engine,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompt: str | Sequence[int],
     samples: int,
     *,
     max_tokens: int = 128,
