@@ -20,6 +20,7 @@ TEMPLATE = "tokenizer.chat_template"
 NAMES = "tokenizer.chat_templates"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 DEFAULT = "default"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 
 def template_metadata(folder: Path) -> dict[str, Any]:
@@ -44,8 +45,8 @@ def template_metadata(folder: Path) -> dict[str, Any]:
 def _folder_templates(folder: Path) -> dict[str, str]:
     """By name. Files of their own win over tokenizer_config.json, as in transformers."""
     templates = {}
-    if (folder / "chat_template.jinja").is_file():
-        templates[DEFAULT] = read_text(folder / "chat_template.jinja")
+    if (folder / CHAT_TEMPLATE_FILE).is_file():
+        templates[DEFAULT] = read_text(folder / CHAT_TEMPLATE_FILE)
     for file in sorted((folder / "additional_chat_templates").glob("*.jinja")):
         templates[file.stem] = read_text(file)
     for name in ("tokenizer_config.json", "chat_template.json"):
@@ -82,7 +83,7 @@ def template_files(values: VocabularyValues, settings: dict[str, Any]) -> dict[s
         listed = [{"name": name, "template": text} for name, text in templates.items()]
         settings = {**settings, "chat_template": listed}
     elif templates:
-        files["chat_template.jinja"] = templates[DEFAULT].encode()
+        files[CHAT_TEMPLATE_FILE] = templates[DEFAULT].encode()
     if settings:
         files["tokenizer_config.json"] = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
     return files

@@ -16,7 +16,7 @@ from quantlab.adapters.peft_folder import write_adapter_files
 from quantlab.calibration.heap import return_large_pieces
 from quantlab.checkpoint import TensorEntry, open_writer
 from quantlab.checkpoint.atomic import atomic_folder
-from quantlab.checkpoint.checkpoint import Checkpoint
+from quantlab.checkpoint.chat_templates import CHAT_TEMPLATE_FILE
 from quantlab.training.adapted_model import check_base, fusion_of, peft_config_fields, trained_adapter, with_adapter
 from quantlab.training.finetune_settings import FinetuneSettings
 from quantlab.training.finetune_work import check_same_run, tidy
@@ -113,7 +113,7 @@ def _train(tuning: Tuning, modules: list[str], progress: Progress | None) -> Fin
 
     set_seed(tuning.settings.seed)
     model = _model(tuning, modules)
-    trainer = tuning_trainer(tuning, model, progress)
+    trainer = tuning_trainer(tuning, model, progress, autocast=tuning.settings.autocast)
     trained = train_to_the_end(tuning, trainer)
     after = trainer.evaluate()["eval_loss"] if tuning.data.valid else None
     tested = _test_loss(trainer, tuning)
@@ -155,7 +155,7 @@ def _model(tuning: Tuning, modules: list[str]) -> Any:  # Any: transformers' mod
     settings, checkpoint = tuning.settings, tuning.checkpoint
     can_int8 = tuning.device == "cpu" and any(checkpoint.format(name) is not None for name in checkpoint.names)
     activations = ("int8" if can_int8 else "float") if settings.activations == "auto" else settings.activations
-    dtype = getattr(torch, settings.dtype)
+    dtype = torch.float32 if settings.autocast else getattr(torch, settings.dtype)
     model = load_model(tuning.source, dtype=dtype, device=tuning.device, activations=activations)
     if settings.method == "full":
         model.requires_grad_(True)
@@ -185,7 +185,7 @@ def _write(tuning: Tuning, model: Any, history: Sequence[dict[str, Any]], result
         indent=2,
     )
     if settings.method == "full":
-        _write_model(checkpoint, model, tuning.out, tuning.overwrite, log)
+        _write_model(tuning, model, log)
         return
     fusion = fusion_of(settings)
     training = Training(
@@ -207,14 +207,16 @@ def _name(model: str | Path) -> str:
     return os.path.abspath(path) if path.exists() else str(model)  # noqa: PTH100 links keep their names
 
 
-def _write_model(checkpoint: Checkpoint, model: Any, out: Path, overwrite: bool, log: str) -> None:
-    """The trained weights as a model folder, each in the element type that it had."""
+def _write_model(tuning: Tuning, model: Any, log: str) -> None:
+    """The trained weights as a model folder, each in the element type that it had, with the chat template of the
+    training.
+    """
     from quantlab.checkpoint.folder_writer import FolderWriter
     from quantlab.checkpoint.tensors import torch_dtype
 
-    state = model.state_dict()
+    checkpoint, state = tuning.checkpoint, model.state_dict()
     entries = [TensorEntry(name, checkpoint.entry(name).dtype, checkpoint.shape(name)) for name in checkpoint.names]
-    with open_writer(out, entries, checkpoint.config, companions=checkpoint, replace=overwrite) as writer:
+    with open_writer(tuning.out, entries, checkpoint.config, companions=checkpoint, replace=tuning.overwrite) as writer:
         for entry in entries:
             weight = state[entry.name].detach().cpu()
             if checkpoint.family.is_transposed(entry.name):
@@ -222,3 +224,5 @@ def _write_model(checkpoint: Checkpoint, model: Any, out: Path, overwrite: bool,
             writer.write(entry.name, weight.to(torch_dtype(entry.dtype)).contiguous())
         if isinstance(writer, FolderWriter):
             writer.add_file(LOG, (log + "\n").encode())
+            if tuning.template is not None:
+                writer.add_file(CHAT_TEMPLATE_FILE, tuning.template.encode())

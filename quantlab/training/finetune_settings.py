@@ -39,7 +39,7 @@ class FinetuneSettings:
             parameters and more.
         activations: "int8" (packed bases on the CPU: the arithmetic of generation), "float", or "auto", the first where
             it can be.
-        dtype: of activations, and of weights that are not packed.
+        dtype: of activations, and of weights that are not packed and not trained.
         eval_every: steps between evaluations and checkpoints; None for ten in a run.
         early_stopping: stop after so many evaluations without a lower loss, and keep the best; None for never.
         logger: where figures go beside training_log.json.
@@ -88,6 +88,13 @@ class FinetuneSettings:
     def fuses(self) -> bool:
         """Whether the forward pass computes with fused blocks."""
         return self.merge_aware or self.method == "block-sum"
+
+    @property
+    def autocast(self) -> bool:
+        """Whether products are computed in bfloat16 while the weights stay fp32: trained in bfloat16 themselves, they
+        would lose every update that is smaller than half of their last bit, 1 / 512 of them.
+        """
+        return self.method == "full" and self.dtype == "bfloat16"
 
     def _check_words(self) -> None:
         for option, value, words in (

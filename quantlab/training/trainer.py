@@ -119,8 +119,9 @@ def make_trainer(
     evaluate_first: bool,
     progress: Progress | None,
     kind: type[NextTokenTrainer] = NextTokenTrainer,
+    autocast: bool = False,
 ) -> NextTokenTrainer:
-    """A trainer, of that `kind`, whose checkpoints go to `folder`."""
+    """A trainer, of that `kind`, whose checkpoints go to `folder`; with `autocast` products are in bfloat16."""
     steps = planned_steps(settings, len(train))
     every = settings.eval_every or max(1, math.ceil(steps / EVALUATIONS))
     evaluates = held_out is not None
@@ -137,7 +138,7 @@ def make_trainer(
         max_grad_norm=settings.gradient_clip,
         gradient_checkpointing=gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        bf16=False,  # the model is in the dtype that was asked for, and the factors in fp32
+        bf16=autocast,  # else the model is in the dtype that was asked for, and the factors in fp32
         eval_strategy="steps" if evaluates else "no",
         eval_steps=every,
         eval_on_start=evaluates and evaluate_first,  # before train(), it would keep the model from being wrapped

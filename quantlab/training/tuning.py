@@ -47,7 +47,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Tuning:
-    """A request that passed all checks."""
+    """A request that passed all checks. `template` is a chat template in place of the model's own, if one was given."""
 
     source: str | Path
     checkpoint: Checkpoint
@@ -58,6 +58,7 @@ class Tuning:
     device: str
     overwrite: bool
     digest: str
+    template: str | None
 
     @property
     def checkpoints(self) -> Path:
@@ -123,7 +124,18 @@ def checked(request: Request, checkpoint: Checkpoint, settings: FinetuneSettings
     device = chosen_device(request.device)
     refuse_sharding_on_cpu(device)
     digest = model_digest(checkpoint)
-    return Tuning(request.model, checkpoint, settings, data, request.out, work, device, request.overwrite, digest)
+    return Tuning(
+        request.model,
+        checkpoint,
+        settings,
+        data,
+        request.out,
+        work,
+        device,
+        request.overwrite,
+        digest,
+        request.template,
+    )
 
 
 def _check_context(checkpoint: Checkpoint, settings: FinetuneSettings) -> None:
@@ -181,8 +193,11 @@ def tuning_trainer(
     model: Any,  # Any: transformers' model, peft's around it, or a student
     progress: Progress | None,
     kind: type[NextTokenTrainer] | None = None,
+    autocast: bool = False,
 ) -> NextTokenTrainer:
-    """The trainer, of that `kind`; a run that begins is evaluated before its first step."""
+    """The trainer, of that `kind`, with products in bfloat16 by `autocast`; a run that begins is evaluated before its
+    first step.
+    """
     from quantlab.training.trainer import NextTokenTrainer, make_trainer
 
     chosen = tuning.settings.gradient_checkpointing
@@ -198,6 +213,7 @@ def tuning_trainer(
         evaluate_first=newest_complete(tuning.checkpoints) is None,
         progress=progress,
         kind=kind or NextTokenTrainer,
+        autocast=autocast,
     )
 
 

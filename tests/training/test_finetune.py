@@ -13,6 +13,7 @@ from quantlab.adapters.reading import read_adapter
 from quantlab.calibration.fuse import fuse_adapter
 from quantlab.calibration.quantize import quantize_checkpoint
 from quantlab.checkpoint import open_checkpoint
+from quantlab.checkpoint.chat_text import chat_template
 from quantlab.errors import InputError
 from quantlab.loading import load_model
 from quantlab.training.finetune import finetune
@@ -165,6 +166,23 @@ def test_full_training_writes_a_model(bases, data: Path, tmp_path: Path) -> None
         assert before.names == after.names
         assert all(not torch.equal(before.read(n), after.read(n)) for n in before.names if before.family.linear)
         assert (tmp_path / family / "tokenizer.json").is_file()
+
+
+def test_full_training_keeps_the_chat_template_that_it_was_given(bases, data: Path, tmp_path: Path) -> None:
+    """A model that was trained on its turns is asked by the same ones."""
+    template = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    finetune(bases["llama"], data, tmp_path / "out", settings=replace(SETTINGS, method="full"), template=template)
+    assert chat_template(tmp_path / "out") == template
+
+
+def test_bfloat16_products_train_fp32_weights(bases, data: Path, tmp_path: Path) -> None:
+    """A rate that moves no bfloat16 weight, for its steps are below half of their last bit, still trains."""
+    settings = replace(SETTINGS, method="full", dtype="bfloat16", learning_rate=1e-5, max_steps=2)
+    finetune(bases["llama"], data, tmp_path / "out", settings=settings)
+    before, after = (open_checkpoint(path).read("model.norm.weight") for path in (bases["llama"], tmp_path / "out"))
+    assert before.dtype == after.dtype == torch.float32
+    assert torch.equal(before, torch.ones_like(before))
+    assert 0 < (after - before).abs().max() < 2**-9
 
 
 def test_packing_and_checkpointing_train_too(bases, data: Path, tmp_path: Path) -> None:
