@@ -42,6 +42,8 @@ inline bool same_bits(float a, float b) {
 }
 
 void test_blocks();
+void test_branches();
+void test_branches_of_threads();
 void test_decoder();
 void test_decoders_side_by_side();
 void test_lanes();

@@ -1,11 +1,10 @@
 // The decoder: the same bits however a sequence is cut, on every instruction set, and no way to crash it.
 #include "check.h"
-#include "decoder_model.h"
+#include "decoder_cases.h"
 
 #include "../../../quantlab/native/src/engine/decoder_checks.h"
 #include "../../../quantlab/native/src/engine/decoder_scratch.h"
 #include "../../../quantlab/native/src/engine/kv_cache.h"
-#include "../../../quantlab/native/src/instruction_set.h"
 
 #include <algorithm>
 #include <functional>
@@ -14,50 +13,15 @@
 #include <thread>
 
 using namespace decoder_model;
-using quantlab::can_run;
-using quantlab::InstructionSet;
 
 namespace {
 
 constexpr int whole_context = 100;
-constexpr CacheType cache_types[] = {CacheType::f32, CacheType::f16, CacheType::q8_0};
 
 struct Settings {
     CacheType cache;
     bool int8;
 };
-
-// Weights and decoders take the instruction set that is forced when they are made.
-void force(const char* set) { CHECK(setenv(quantlab::kernel_variable, set, 1) == 0); }
-
-std::vector<std::string> vector_sets() {
-    std::vector<std::string> sets;
-    if (can_run(InstructionSet::avx2)) sets.push_back("avx2");
-    if (can_run(InstructionSet::avx512)) sets.push_back("avx512");
-    return sets;
-}
-
-std::vector<std::int32_t> random_tokens(int count, int vocabulary, Random& random) {
-    std::vector<std::int32_t> tokens(static_cast<std::size_t>(count));
-    for (std::int32_t& token : tokens) token = random.below(vocabulary);
-    return tokens;
-}
-
-using Logits = std::vector<float>;
-
-// Buffers of exactly the size that is asked for.
-Logits appended(Decoder& decoder, const std::int32_t* tokens, int count, int wanted) {
-    const std::vector<std::int32_t> exact(tokens, tokens + count);
-    Logits logits(static_cast<std::size_t>(wanted) * static_cast<std::size_t>(decoder.spec().vocabulary), -1.0f);
-    decoder.append(exact.data(), count, logits.data(), wanted);
-    return logits;
-}
-
-// `found` are the logits after the tokens before `end`.
-void check_rows(const Logits& found, const Logits& expected, int end, int vocabulary) {
-    const std::size_t start = static_cast<std::size_t>(end) * static_cast<std::size_t>(vocabulary) - found.size();
-    for (std::size_t i = 0; i < found.size(); ++i) CHECK(same_bits(found[i], expected[start + i]));
-}
 
 // From where the decoder is to the end, in random pieces, with the logits of a random part of each.
 void append_in_pieces(Decoder& decoder, const std::vector<std::int32_t>& tokens, const Logits& expected, int longest,
@@ -172,18 +136,6 @@ void test_adapters(Random& random) {
     decoder.set_adapters({});
     append_in_pieces(decoder, tokens, plain, 4, random);
 }
-
-template <typename Error>
-std::string message_of(const std::function<void()>& work) {
-    try {
-        work();
-    } catch (const Error& error) {
-        return error.what();
-    }
-    return "";
-}
-
-bool says(const std::string& message, const char* part) { return message.find(part) != std::string::npos; }
 
 // Refused calls leave the sequence as it was.
 void test_refusals() {

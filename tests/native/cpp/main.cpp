@@ -7,6 +7,7 @@ int main() {
     test_lanes();
     test_matmul();
     test_decoder();
+    test_branches();
     test_sampler();
     test_thread_pool();
     test_updates();

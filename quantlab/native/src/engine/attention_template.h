@@ -63,6 +63,10 @@ private:
         bool empty() const { return first > last; }
     };
 
+    struct Queries {
+        int first, count;
+    };
+
     static int lower(int a, int b) { return a < b ? a : b; }
     static int higher(int a, int b) { return a > b ? a : b; }
     static Range common(Range a, Range b) { return {higher(a.first, b.first), lower(a.last, b.last)}; }
@@ -92,13 +96,14 @@ private:
             some = {lower(some.first, own.first), higher(some.last, own.last)};
         }
         fill(state.values, static_cast<std::ptrdiff_t>(task.count) * task.head_size, 0.0f);
-        const std::size_t bytes = tile_bytes(type, task.head_size);
         if (task.multiplied) scale_products(task, {some.first - start, some.last - start});
         for (int at = some.first / tile_positions * tile_positions; at <= some.last && !task.multiplied; at += tile_positions) {
-            const std::uint8_t* tile = task.keys + static_cast<std::size_t>(at / tile_positions) * bytes;
-            const float* keys = CacheOver<L>::template keys<type>(tile, task.head_size, task.decoded);
-            for_each_tile<L::value_tile>(task.count, [&]<int count>(int q) {
-                score<count>(task, keys, q, task.scores + q * attention_chunk + (at - start));
+            for_each_reader<type>(task, at / tile_positions, [&](const CacheTiles& tile, Queries readers) {
+                const float* keys = CacheOver<L>::template keys<type>(tile.keys, task.head_size, task.decoded);
+                for_each_tile<L::value_tile>(readers.count, [&]<int count>(int i) {
+                    const int q = readers.first + i;
+                    score<count>(task, keys, q, task.scores + q * attention_chunk + (at - start));
+                });
             });
         }
         for (int q = 0; q < task.count; ++q) {
@@ -107,21 +112,41 @@ private:
             if (!own.empty()) soften(task.scores + q * attention_chunk, start, own, state.largest[q], state.sums[q]);
         }
         for (int at = some.first / tile_positions * tile_positions; at <= some.last; at += tile_positions) {
-            const std::uint8_t* tile = task.values + static_cast<std::size_t>(at / tile_positions) * bytes;
-            const float* values = CacheOver<L>::template values<type>(tile, task.head_size, task.decoded);
-            const Range positions{at, at + tile_positions - 1};
-            if constexpr (type != CacheType::q8_0) {
-                const Weights weights{task.scores + (at - start), attention_chunk};
-                add_columns(task, values, weights, positions, {0, task.head_size - 1}, state);
-            } else {
-                for (int block = 0; block < task.head_size / cache_block; ++block) {
-                    const L scales = CacheOver<L>::value_scales(tile, block);
-                    for (int q = 0; q < task.count; ++q) {
-                        (L::load(task.scores + q * attention_chunk + (at - start)) * scales).store(task.folded + q * tile_positions);
-                    }
-                    const Range columns{block * cache_block, (block + 1) * cache_block - 1};
-                    add_columns(task, values, {task.folded, tile_positions}, positions, columns, state);
+            for_each_reader<type>(task, at / tile_positions, [&](const CacheTiles& tile, Queries readers) {
+                add_values<type>(task, tile.values, {at, at + tile_positions - 1}, at - start, readers, state);
+            });
+        }
+    }
+
+    // Calls work(tile, queries) for queries that read the same keys and values at the positions of a tile.
+    template <CacheType type, typename Work>
+    static QUANTLAB_INLINE void for_each_reader(const AttentionTask& task, int tile, const Work& work) {
+        const auto place = [&](const CacheTiles& tiles, int index) {
+            const std::size_t offset = static_cast<std::size_t>(index) * tile_bytes(type, task.head_size);
+            return CacheTiles{tiles.keys + offset, tiles.values + offset};
+        };
+        if (tile < task.shared_tiles) return work(place(task.shared, tile), Queries{0, task.count});
+        for (int q = 0; q < task.count; q += task.own_queries) {
+            work(place(task.own[q / task.own_queries], tile - task.shared_tiles), Queries{q, task.own_queries});
+        }
+    }
+
+    // Adds a tile's values, weighted with the numbers that lie at `place` in the rows of scores.
+    template <CacheType type>
+    static QUANTLAB_INLINE void add_values(const AttentionTask& task, const std::uint8_t* tile, Range positions, int place,
+                                           Queries readers, const AttentionState& state) {
+        const float* values = CacheOver<L>::template values<type>(tile, task.head_size, task.decoded);
+        if constexpr (type != CacheType::q8_0) {
+            const Weights weights{task.scores + place, attention_chunk};
+            add_columns(task, values, weights, positions, {0, task.head_size - 1}, readers, state);
+        } else {
+            for (int block = 0; block < task.head_size / cache_block; ++block) {
+                const L scales = CacheOver<L>::value_scales(tile, block);
+                for (int q = readers.first; q < readers.first + readers.count; ++q) {
+                    (L::load(task.scores + q * attention_chunk + place) * scales).store(task.folded + q * tile_positions);
                 }
+                const Range columns{block * cache_block, (block + 1) * cache_block - 1};
+                add_columns(task, values, {task.folded, tile_positions}, positions, columns, readers, state);
             }
         }
     }
@@ -186,9 +211,9 @@ private:
 
     // Adds some columns of a tile's values, weighted.
     static QUANTLAB_INLINE void add_columns(const AttentionTask& task, const float* values, Weights weights, Range tile,
-                                            Range columns, const AttentionState& state) {
-        for_each_tile<L::value_tile>(task.count, [&]<int count>(int q) {
-            add_tile<count>(task, values, weights, q, tile, columns, state);
+                                            Range columns, Queries readers, const AttentionState& state) {
+        for_each_tile<L::value_tile>(readers.count, [&]<int count>(int i) {
+            add_tile<count>(task, values, weights, readers.first + i, tile, columns, state);
         });
     }
 

@@ -2,6 +2,7 @@
 
 #include "../instruction_set.h"
 #include "decoder_checks.h"
+#include "decoder_parts.h"
 #include "decoder_scratch.h"
 #include "matmul_kernel.h"
 
@@ -15,23 +16,6 @@ namespace quantlab::engine {
 namespace {
 
 [[noreturn]] void refuse(const std::string& problem) { throw std::invalid_argument(problem); }
-
-// A sequence has one user at a time: two would write beyond its cache. Not a lock: a second user is a mistake to report,
-// and in a forked child nobody would ever unlock it.
-class OnlyUser {
-public:
-    explicit OnlyUser(std::atomic<bool>& used) : used_(used) {
-        if (used_.exchange(true, std::memory_order_acquire)) {
-            throw std::runtime_error("the decoder is in use by another thread; give each thread a decoder of its own");
-        }
-    }
-    ~OnlyUser() { used_.store(false, std::memory_order_release); }
-    OnlyUser(const OnlyUser&) = delete;
-    OnlyUser& operator=(const OnlyUser&) = delete;
-
-private:
-    std::atomic<bool>& used_;
-};
 
 // Checks everything before a thread is started or memory taken.
 int checked_threads(const DecoderSpec& spec, const DecoderWeights& weights, int context, CacheType cache, int threads) {
@@ -116,12 +100,8 @@ void Decoder::append(const std::int32_t* given, int count, float* logits, int wa
                std::to_string(position_) + " already");
     }
     const std::vector<std::int32_t> tokens(given, given + count);  // the caller's may change after the check
-    for (int i = 0; i < count; ++i) {
-        if (tokens[i] < 0 || tokens[i] >= spec_.vocabulary) {
-            refuse("token id " + std::to_string(tokens[i]) + " is outside the vocabulary of " +
-                   std::to_string(spec_.vocabulary));
-        }
-    }
+    for (const std::int32_t token : tokens) check_token(token);
+    branches_.clear();
     const int start = position_;
     try {
         for (int done = 0; done < count; done += pass_tokens) {
@@ -129,12 +109,18 @@ void Decoder::append(const std::int32_t* given, int count, float* logits, int wa
             const int before = std::max(0, (count - wanted) - done);  // of this pass, without logits
             const int here = std::max(0, size - before);
             float* out = logits + static_cast<std::size_t>(std::max(0, done - (count - wanted))) * spec_.vocabulary;
-            pool_.run([&](int thread) { run({size, size <= few_tokens, thread}, tokens.data() + done, out, here); });
+            pool_.run([&](int thread) { run({size, size <= few_tokens, thread, nullptr}, tokens.data() + done, out, here); });
             position_ += size;
         }
     } catch (...) {
         position_ = start;
         throw;
+    }
+}
+
+void Decoder::check_token(std::int32_t token) const {
+    if (token < 0 || token >= spec_.vocabulary) {
+        refuse("token id " + std::to_string(token) + " is outside the vocabulary of " + std::to_string(spec_.vocabulary));
     }
 }
 
@@ -148,6 +134,7 @@ void Decoder::rewind(int position) {
     if (position < 0 || position > position_) {
         refuse("position " + std::to_string(position) + ": the sequence has " + std::to_string(position_) + " tokens");
     }
+    if (position < position_) branches_.clear();
     position_ = position;
 }
 
@@ -163,6 +150,7 @@ void Decoder::set_adapters(std::vector<LayerAdapters> adapters) {
     for (ResidualStream& stream : scratch_->threads) stream.products.resize(most * few_tokens);
     scratch_->shared.products.resize(most * pass_tokens);
     adapters_ = std::move(adapters);
+    branches_.clear();
     position_ = 0;
 }
 
@@ -201,6 +189,7 @@ void Decoder::import_cache(const std::uint8_t* bytes, std::size_t size_given, in
             std::memcpy(cache->get() + begin, bytes, size);
         }
     }
+    branches_.clear();
     position_ = positions;
 }
 

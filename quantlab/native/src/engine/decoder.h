@@ -1,4 +1,4 @@
-// A transformer decoder over packed weights, described by data; one sequence, one cache.
+// A transformer decoder over packed weights, described by data; one sequence, one cache, and branches of the sequence.
 #pragma once
 
 #include "decoder_adapters.h"
@@ -46,6 +46,21 @@ public:
     // Forgets all tokens from `position` on.
     void rewind(int position);
 
+    // Begins `count` continuations of the sequence as it stands, in place of those it had, each with room for `room`
+    // tokens. The sequence's keys and values serve all of them; what is copied are those of its last tile, if that is not
+    // full. Branches last until end_branches or until the sequence changes.
+    // Throws std::invalid_argument where the context has no such room, std::bad_alloc.
+    void begin_branches(int count, int room);
+    void end_branches();
+
+    // Bytes that such branches take.
+    std::size_t branch_bytes(int count, int room) const;
+
+    // Appends tokens[i] to the branch branches[i], different ones, in passes of all together. `logits`, [count][vocabulary],
+    // are the bits that the sequence would give, were it continued so.
+    // Throws std::invalid_argument for an id out of range or a branch that is not there or full; all are unchanged then.
+    void append_to_branches(const std::int32_t* tokens, const std::int32_t* branches, int count, float* logits);
+
     // The cache of the tokens so far as plain bytes, independent of `context`, and back. `size` of `bytes` must be
     // cache_bytes(positions); std::invalid_argument if it is not, or the context holds fewer positions.
     std::size_t cache_bytes(int positions) const;
@@ -58,11 +73,18 @@ public:
     };
 
 private:
+    // A continuation of the sequence: keys and values from tile shared_tiles() on, [layer][key head].
+    struct Branch {
+        int position;
+        Storage keys, values;
+    };
+
     // Tokens on their way through the layers, seen by one of the threads.
     struct Pass {
         int count;
         bool few;  // each thread keeps the residual stream for itself
         int thread;
+        const std::int32_t* branches;  // of which each token continues one; null: all continue the sequence
     };
 
     // What multiplications read: tokens, and their products with the adapters, [tokens][rank].
@@ -80,7 +102,17 @@ private:
         int first, count;
     };
 
+    void check_token(std::int32_t token) const;
     void check_size(std::size_t size, int positions) const;
+
+    // decoder_branches.cpp
+    void check_branches(const std::vector<std::int32_t>& tokens, const std::vector<std::int32_t>& branches) const;
+    Branch new_branch(int room) const;
+    int shared_tiles() const { return position_ / tile_positions; }
+    std::size_t branch_head_bytes(int room) const;
+    int position_of(const Pass& pass, std::int64_t token) const;
+    CacheTiles own_tiles(const Pass& pass, std::int64_t token, std::size_t head) const;
+    void store(const Pass& pass, std::int64_t token, std::size_t head, const float* key, const float* value);
 
     // decoder_pass.cpp
     void run(const Pass& pass, const std::int32_t* tokens, float* logits, int wanted);
@@ -112,21 +144,21 @@ private:
     // decoder_attention.cpp
     void attend(const Pass& pass, int index);
     bool heads_part() const;
-    void prepare(int index, Range heads, Range tokens);
+    void prepare(const Pass& pass, int index, Range heads, Range tokens);
     int batch_tokens() const;
     Range batch_at(const Pass& pass, int token) const;
-    AttentionTask attention_task(int index, std::int64_t head, Range tokens, AttentionScratch& scratch);
-    void attend_batch(int index, std::int64_t head, Range tokens, int thread);
+    AttentionTask attention_task(const Pass& pass, int index, std::int64_t head, Range tokens, AttentionScratch& scratch);
+    void attend_batch(const Pass& pass, int index, std::int64_t head, Range tokens);
     bool int8_scores() const { return int8_ && cache_type_ == CacheType::q8_0; }
     std::int64_t query_place(std::int64_t head, std::int64_t token) const;
-    void attend_chunk(int index, std::int64_t head, std::int64_t first_token, AttentionTask& task, int chunk,
+    void attend_chunk(std::int64_t head, std::int64_t first_token, AttentionTask& task, int chunk,
                       const AttentionState& state);
+    void multiply_keys(std::int64_t head, std::int64_t first_token, const AttentionTask& task, int chunk) const;
     Chunks chunks_seen(const Pass& pass, int index) const;
     void attend_alone(const Pass& pass, int index, const Input& input);
     void attend_together(const Pass& pass, int index, const Input& input);
     void attend_chunks(const Pass& pass, int index);
-    std::uint8_t* keys(int layer, int kv_head);
-    std::uint8_t* values(int layer, int kv_head);
+    std::size_t cached_head(int layer, std::int64_t kv_head) const;
 
     DecoderSpec spec_;
     DecoderWeights weights_;
@@ -141,6 +173,8 @@ private:
     int position_ = 0;
     std::size_t head_bytes_ = 0;
     Storage key_cache_, value_cache_;
+    std::vector<Branch> branches_;
+    int branch_room_ = 0;
     std::unique_ptr<DecoderScratch> scratch_;
 };
 

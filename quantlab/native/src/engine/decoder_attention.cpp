@@ -54,13 +54,13 @@ bool Decoder::heads_part() const {
 }
 
 // Biases, norms and rotation of queries and keys; keys and values go to the cache.
-void Decoder::prepare(int index, Range heads, Range tokens) {
+void Decoder::prepare(const Pass& pass, int index, Range heads, Range tokens) {
     DecoderScratch& s = *scratch_;
     const LayerWeights& w = weights_.layers[index];
     const int size = spec_.head_size, group = spec_.heads / spec_.kv_heads, half = spec_.rotated / 2;
     const int table = spec_.rope_tables[index];
     for (auto t = tokens.first; t < tokens.last; ++t) {
-        const std::int64_t at = position_ + t;
+        const std::int64_t at = position_of(pass, t);
         const auto turn = [&](float* row, std::int64_t head, const Linear& linear, const NormWeights& head_norm) {
             float* values = row + head * size;
             if (!linear.bias.empty()) ops_.add(values, linear.bias.data() + head * size, size);
@@ -75,9 +75,7 @@ void Decoder::prepare(int index, Range heads, Range tokens) {
             for (auto g = head * group; g < (head + 1) * group; ++g) turn(query, g, w.query, w.query_norm);
             turn(key, head, w.key, w.key_norm);
             if (!w.value.bias.empty()) ops_.add(value + head * size, w.value.bias.data() + head * size, size);
-            const int place = static_cast<int>(at), kv = static_cast<int>(head);
-            ops_.store_key(cache_type_, keys(index, kv), place, key + head * size, size);
-            ops_.store_value(cache_type_, values(index, kv), place, value + head * size, size);
+            store(pass, t, cached_head(index, head), key + head * size, value + head * size);
             if (!int8_scores()) continue;
             const std::int64_t to = query_place(head, t);
             kernel_.quantize_token(query + head * group * size, group * size, s.query_codes.data() + to,
@@ -98,12 +96,15 @@ Decoder::Range Decoder::batch_at(const Pass& pass, int token) const {
 int Decoder::batch_tokens() const { return std::max(1, attention_queries / (spec_.heads / spec_.kv_heads)); }
 
 // The attention of tokens' queries that share a key head.
-AttentionTask Decoder::attention_task(int index, std::int64_t head, Range tokens, AttentionScratch& scratch) {
+AttentionTask Decoder::attention_task(const Pass& pass, int index, std::int64_t head, Range tokens,
+                                      AttentionScratch& scratch) {
     DecoderScratch& s = *scratch_;
     const int size = spec_.head_size, group = spec_.heads / spec_.kv_heads, window = spec_.windows[index];
+    const bool own = pass.branches != nullptr;
     int count = 0;
     for (auto t = tokens.first; t < tokens.last; ++t) {
-        const int last = position_ + static_cast<int>(t);
+        const int last = position_of(pass, t);
+        if (own) scratch.own[static_cast<std::size_t>(t - tokens.first)] = own_tiles(pass, t, cached_head(index, head));
         for (auto g = head * group; g < (head + 1) * group; ++g, ++count) {
             const std::int64_t at = (t * spec_.heads + g) * size;
             scratch.queries[count] = s.query.data() + at;
@@ -112,41 +113,60 @@ AttentionTask Decoder::attention_task(int index, std::int64_t head, Range tokens
             scratch.last[count] = last;
         }
     }
-    const int kv = static_cast<int>(head);
-    return {scratch.queries.data(), scratch.first.data(), scratch.last.data(), count, keys(index, kv), values(index, kv), size,
+    const std::size_t place = cached_head(index, head) * head_bytes_;
+    const CacheTiles shared{key_cache_.get() + place, value_cache_.get() + place};
+    return {scratch.queries.data(), scratch.first.data(), scratch.last.data(), count, shared,
+            own ? shared_tiles() : std::numeric_limits<int>::max(), own ? scratch.own.data() : nullptr, group, size,
             spec_.attention_scale, spec_.attention_cap, scratch.scores.data(), false, scratch.decoded.data(),
             scratch.folded.data()};
 }
 
 // One chunk of positions. Keys in q8_0 are multiplied by int8 queries as the packed matrix that they are.
-void Decoder::attend_chunk(int index, std::int64_t head, std::int64_t first_token, AttentionTask& task, int chunk,
+void Decoder::attend_chunk(std::int64_t head, std::int64_t first_token, AttentionTask& task, int chunk,
                            const AttentionState& state) {
     if (int8_scores()) {
-        const int start = chunk * attention_chunk, size = spec_.head_size;
-        const int last = std::min(start + attention_chunk - 1, *std::max_element(task.last, task.last + task.count));
-        const int first = std::max(start, *std::min_element(task.first, task.first + task.count));
-        const std::int64_t place = query_place(head, first_token);
-        const DecoderScratch& s = *scratch_;
-        const CodedTokens codes{s.query_codes.data() + place, s.query_scales.data() + place / block_columns,
-                                s.query_sums.data() + place / block_columns};
-        const Tokens queries{task.count, size, nullptr, codes};
-        const auto tile = [&](int position) { return (position - start) / tile_positions; };
-        kernel_.by_codes[static_cast<int>(WeightType::q8_0)](
-            {task.keys + tile_bytes(cache_type_, size) * (start / tile_positions), attention_chunk, queries, task.scores,
-             attention_chunk, tile(first), tile(last) + 1});
+        multiply_keys(head, first_token, task, chunk);
         task.multiplied = true;
     }
     ops_.attend_chunk(cache_type_, task, chunk, state);
 }
 
-void Decoder::attend_batch(int index, std::int64_t head, Range tokens, int thread) {
-    AttentionScratch& scratch = scratch_->attention[thread];
-    AttentionTask task = attention_task(index, head, tokens, scratch);
+// Of a chunk, as far as any query sees it: of shared keys all queries' products, of a branch's keys its own queries'.
+void Decoder::multiply_keys(std::int64_t head, std::int64_t first_token, const AttentionTask& task, int chunk) const {
+    constexpr int chunk_tiles = attention_chunk / tile_positions;
+    const int start = chunk * chunk_tiles, size = spec_.head_size;
+    const int first = *std::min_element(task.first, task.first + task.count) / tile_positions;
+    const int last = *std::max_element(task.last, task.last + task.count) / tile_positions;
+    const int begin = std::max(start, first), end = std::min(start + chunk_tiles, last + 1);  // tiles
+    // Tiles begin .. end - 1 of keys that start with tile `origin`, by `count` queries from query `query` on.
+    const auto multiply = [&](const std::uint8_t* keys, int origin, int begin, int end, int query, int count) {
+        const std::int64_t place = query_place(head, first_token) + std::int64_t{query} * size;
+        const DecoderScratch& s = *scratch_;
+        const CodedTokens codes{s.query_codes.data() + place, s.query_scales.data() + place / block_columns,
+                                s.query_sums.data() + place / block_columns};
+        const Tokens queries{count, size, nullptr, codes};
+        float* out = task.scores + std::int64_t{query} * attention_chunk + (begin - start) * tile_positions;
+        kernel_.by_codes[static_cast<int>(WeightType::q8_0)](
+            {keys + tile_bytes(cache_type_, size) * static_cast<std::size_t>(begin - origin), attention_chunk, queries, out,
+             attention_chunk, 0, end - begin});
+    };
+    const int shared_end = std::min(end, task.shared_tiles), own_begin = std::max(begin, task.shared_tiles);
+    if (begin < shared_end) multiply(task.shared.keys, 0, begin, shared_end, 0, task.count);
+    for (int query = 0; own_begin < end && query < task.count; query += task.own_queries) {
+        multiply(task.own[query / task.own_queries].keys, task.shared_tiles, own_begin, end, query, task.own_queries);
+    }
+}
+
+void Decoder::attend_batch(const Pass& pass, int index, std::int64_t head, Range tokens) {
+    AttentionScratch& scratch = scratch_->attention[pass.thread];
+    AttentionTask task = attention_task(pass, index, head, tokens, scratch);
     const AttentionState merged = AttentionScratch::state(scratch.merged.data(), task.count);
     const AttentionState chunk = AttentionScratch::state(scratch.chunk.data(), task.count);
     std::fill(merged.largest, merged.largest + task.count, -std::numeric_limits<float>::infinity());
-    for (int c = task.first[0] / attention_chunk; c <= task.last[task.count - 1] / attention_chunk; ++c) {
-        attend_chunk(index, head, tokens.first, task, c, chunk);
+    const int first = *std::min_element(task.first, task.first + task.count) / attention_chunk;
+    const int last = *std::max_element(task.last, task.last + task.count) / attention_chunk;
+    for (int c = first; c <= last; ++c) {
+        attend_chunk(head, tokens.first, task, c, chunk);
         ops_.merge(merged, chunk, task.count, task.head_size);
     }
     ops_.finish(merged, task.count, task.head_size, scratch.out.data());
@@ -155,8 +175,12 @@ void Decoder::attend_batch(int index, std::int64_t head, Range tokens, int threa
 // The chunks of positions that a pass's tokens see.
 Decoder::Chunks Decoder::chunks_seen(const Pass& pass, int index) const {
     const int window = spec_.windows[index];
-    const int first = (window == 0 ? 0 : std::max(0, position_ - window + 1)) / attention_chunk;
-    return {first, (position_ + pass.count - 1) / attention_chunk - first + 1};
+    int earliest = position_of(pass, 0), latest = position_of(pass, pass.count - 1);
+    for (int t = 1; pass.branches != nullptr && t < pass.count; ++t) {
+        earliest = std::min(earliest, position_of(pass, t)), latest = std::max(latest, position_of(pass, t - 1));
+    }
+    const int first = (window == 0 ? 0 : std::max(0, earliest - window + 1)) / attention_chunk;
+    return {first, latest / attention_chunk - first + 1};
 }
 
 // Few tokens in a short context: each thread goes from its key heads' rows to their attention by itself.
@@ -170,9 +194,9 @@ void Decoder::attend_alone(const Pass& pass, int index, const Input& input) {
     multiply(w.query, a.query_rows, input, s.query.data(), queries);
     multiply(w.key, a.key_rows, input, s.key.data(), keys);
     multiply(w.value, a.value_rows, input, s.value.data(), keys);
-    prepare(index, heads, {0, pass.count});
+    prepare(pass, index, heads, {0, pass.count});
     for (auto head = heads.first; head < heads.last; ++head) {
-        for (int t = 0; t < pass.count; t += batch_tokens()) attend_batch(index, head, batch_at(pass, t), pass.thread);
+        for (int t = 0; t < pass.count; t += batch_tokens()) attend_batch(pass, index, head, batch_at(pass, t));
     }
     for (int t = 0; t < pass.count; ++t) quantize_part(s.attended, spec_.heads * size, t, queries, {&w.output});
 }
@@ -188,7 +212,7 @@ void Decoder::attend_together(const Pass& pass, int index, const Input& input) {
     const Range units = share(static_cast<std::int64_t>(pass.count) * spec_.kv_heads, pass.thread, pool_.size());
     for (auto unit = units.first; unit < units.last; ++unit) {
         const std::int64_t t = unit / spec_.kv_heads, head = unit % spec_.kv_heads;
-        prepare(index, {head, head + 1}, {t, t + 1});
+        prepare(pass, index, {head, head + 1}, {t, t + 1});
     }
     pool_.barrier();
     if (pass.few && chunks_seen(pass, index).count > 1 && pool_.size() > 1) {
@@ -196,7 +220,7 @@ void Decoder::attend_together(const Pass& pass, int index, const Input& input) {
     } else {
         const int batches = (pass.count + batch_tokens() - 1) / batch_tokens();
         pool_.divide(pass.thread, batches * spec_.kv_heads, [&](std::int64_t part) {
-            attend_batch(index, part / batches, batch_at(pass, static_cast<int>(part % batches) * batch_tokens()), pass.thread);
+            attend_batch(pass, index, part / batches, batch_at(pass, static_cast<int>(part % batches) * batch_tokens()));
         });
     }
     pool_.barrier();
@@ -217,25 +241,22 @@ void Decoder::attend_chunks(const Pass& pass, int index) {
     };
     pool_.divide(pass.thread, spec_.kv_heads * chunks.count, [&](std::int64_t part) {
         const int head = static_cast<int>(part) / chunks.count, chunk = static_cast<int>(part) % chunks.count;
-        AttentionTask task = attention_task(index, head, {0, pass.count}, scratch);
-        attend_chunk(index, head, 0, task, chunks.first + chunk, state(head, chunk));
+        AttentionTask task = attention_task(pass, index, head, {0, pass.count}, scratch);
+        attend_chunk(head, 0, task, chunks.first + chunk, state(head, chunk));
     });
     pool_.barrier();
     for (int head = pass.thread; head < spec_.kv_heads; head += pool_.size()) {
         const AttentionState merged = AttentionScratch::state(scratch.merged.data(), count);
         std::fill(merged.largest, merged.largest + count, -std::numeric_limits<float>::infinity());
         for (int chunk = 0; chunk < chunks.count; ++chunk) ops_.merge(merged, state(head, chunk), count, size);
-        attention_task(index, head, {0, pass.count}, scratch);
+        attention_task(pass, index, head, {0, pass.count}, scratch);
         ops_.finish(merged, count, size, scratch.out.data());
     }
 }
 
-std::uint8_t* Decoder::keys(int layer, int kv_head) {
-    return key_cache_.get() + (static_cast<std::size_t>(layer) * spec_.kv_heads + kv_head) * head_bytes_;
-}
-
-std::uint8_t* Decoder::values(int layer, int kv_head) {
-    return value_cache_.get() + (static_cast<std::size_t>(layer) * spec_.kv_heads + kv_head) * head_bytes_;
+// In the order of caches.
+std::size_t Decoder::cached_head(int layer, std::int64_t kv_head) const {
+    return static_cast<std::size_t>(layer) * spec_.kv_heads + static_cast<std::size_t>(kv_head);
 }
 
 }  // namespace quantlab::engine

@@ -241,6 +241,28 @@ void bind_decoder(nb::module_& module) {
                  const nb::gil_scoped_release free;
                  decoder.append(tokens.data(), count, logits.data(), wanted);
              }, nb::arg("tokens"), nb::arg("logits"))
+        .def("begin_branches", &Decoder::begin_branches, nb::arg("count"), nb::arg("room"))
+        .def("end_branches", &Decoder::end_branches)
+        .def("branch_bytes", &Decoder::branch_bytes, nb::arg("count"), nb::arg("room"))
+        .def("append_to_branches",
+             [](Decoder& decoder, nb::handle token_ids, nb::handle branch_ids, nb::handle logits_out) {
+                 const auto tokens = array_of<const std::int32_t, 1>("tokens", token_ids, "[tokens]");
+                 const auto branches = array_of<const std::int32_t, 1>("branches", branch_ids, "[tokens]");
+                 const auto logits = array_of<float, 2>("logits", logits_out, "[tokens, vocabulary]");
+                 const int count = count_of("tokens", tokens.size());
+                 if (branches.size() != tokens.size()) {
+                     throw nb::value_error(("branches has " + std::to_string(branches.size()) + " entries; expected " +
+                                            std::to_string(count) + ", one for each token").c_str());
+                 }
+                 const auto vocabulary = static_cast<std::size_t>(decoder.spec().vocabulary);
+                 if (logits.shape(0) != tokens.size() || logits.shape(1) != vocabulary) {
+                     throw nb::value_error(("logits has shape [" + std::to_string(logits.shape(0)) + ", " +
+                                            std::to_string(logits.shape(1)) + "]; expected [" + std::to_string(count) + ", " +
+                                            std::to_string(vocabulary) + "]").c_str());
+                 }
+                 const nb::gil_scoped_release free;
+                 decoder.append_to_branches(tokens.data(), branches.data(), count, logits.data());
+             }, nb::arg("tokens"), nb::arg("branches"), nb::arg("logits"))
         .def("set_adapters", [](Decoder& decoder, const DecoderAdapters& adapters) { decoder.set_adapters(adapters.layers); },
              nb::arg("adapters"))
         .def("rewind", &Decoder::rewind, nb::arg("position"))

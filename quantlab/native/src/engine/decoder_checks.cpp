@@ -19,7 +19,6 @@ namespace {
 
 constexpr std::int64_t most_columns = 1 << 24;  // of any activation: products of two sizes stay within int
 constexpr int most_context = 1 << 28;
-constexpr double most_cache_bytes = 0x1p62;
 
 [[noreturn]] void refuse(const std::string& problem) { throw std::invalid_argument(problem); }
 

@@ -11,6 +11,8 @@ namespace quantlab::engine {
 
 inline constexpr int most_decoder_threads = 1024;
 inline constexpr int most_decoder_layers = 1 << 16;
+inline constexpr int most_branches = 1 << 16;
+inline constexpr double most_cache_bytes = 0x1p62;
 
 // Throws std::invalid_argument where spec, weights and arguments disagree or are out of range, naming what, what was
 // expected and what was found.

@@ -14,14 +14,24 @@ namespace quantlab::engine {
 // attention is a function of its range of positions alone, whoever computes the chunks.
 inline constexpr int attention_chunk = 512;
 
-// Attention of `count` queries that share a key head, each over its positions first..last.
+// Keys and values of a key head, in tiles of 16 positions (kv_cache.h).
+struct CacheTiles {
+    const std::uint8_t* keys;
+    const std::uint8_t* values;
+};
+
+// Attention of `count` queries that share a key head, each over its positions first..last. The first `shared_tiles` tiles
+// from position 0 on are one and the same for all; those behind are the queries' own, `own_queries` of them having some in
+// common.
 struct AttentionTask {
     const float* const* queries;  // [count], of head_size
     const int* first;             // [count]
     const int* last;              // [count]
     int count;
-    const std::uint8_t* keys;     // tiles from position 0 (kv_cache.h)
-    const std::uint8_t* values;
+    CacheTiles shared;
+    int shared_tiles;
+    const CacheTiles* own;  // [count / own_queries], from tile shared_tiles on; null where all is shared
+    int own_queries;
     int head_size;
     float scale;
     float cap;       // soft cap of scores, 0 for none

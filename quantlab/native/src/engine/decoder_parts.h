@@ -1,13 +1,33 @@
-// How a pass's work is divided among threads. Included by the files that implement Decoder.
+// How a decoder's work is kept apart: one user at a time, and a pass divided among threads. Included by the files that
+// implement Decoder.
 #pragma once
 
 #include "decoder.h"
 #include "decoder_scratch.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <stdexcept>
 
 namespace quantlab::engine {
+
+// A sequence has one user at a time: two would write beyond its cache. Not a lock: a second user is a mistake to report,
+// and in a forked child nobody would ever unlock it.
+class OnlyUser {
+public:
+    explicit OnlyUser(std::atomic<bool>& used) : used_(used) {
+        if (used_.exchange(true, std::memory_order_acquire)) {
+            throw std::runtime_error("the decoder is in use by another thread; give each thread a decoder of its own");
+        }
+    }
+    ~OnlyUser() { used_.store(false, std::memory_order_release); }
+    OnlyUser(const OnlyUser&) = delete;
+    OnlyUser& operator=(const OnlyUser&) = delete;
+
+private:
+    std::atomic<bool>& used_;
+};
 
 // The part of [0, count) that thread `thread` of `threads` works on, in whole units.
 inline Decoder::Range share(std::int64_t count, int thread, int threads, std::int64_t unit = 1) {

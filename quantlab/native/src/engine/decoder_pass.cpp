@@ -25,7 +25,7 @@ void Decoder::run(const Pass& pass, const std::int32_t* tokens, float* logits, i
         if (spec_.embedding_scale != 1.0f) ops_.scale(row, spec_.embedding_scale, hidden);
         if (weights_.positions != nullptr) {
             float* place = stream.update.data() + t * hidden;
-            weights_.positions->read_row(position_ + t, place);
+            weights_.positions->read_row(position_of(pass, t), place);
             ops_.add(row, place, hidden);
         }
     }

@@ -58,12 +58,13 @@ struct AttentionScratch {
     std::vector<const float*> queries;
     std::vector<float*> out;
     std::vector<int> first, last;
+    std::vector<CacheTiles> own;  // of branches
     std::vector<float> scores, decoded, folded;
     std::vector<float> merged, chunk;  // states: largest, sums, values
 
     AttentionScratch() = default;
     AttentionScratch(int count, int head_size)
-        : queries(count), out(count), first(count), last(count),
+        : queries(count), out(count), first(count), last(count), own(count),
           scores(static_cast<std::size_t>(count) * attention_chunk),
           decoded(static_cast<std::size_t>(head_size) * 16), folded(static_cast<std::size_t>(count) * 16),
           merged(state_floats(count, head_size)), chunk(merged.size()) {}
