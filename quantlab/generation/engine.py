@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from quantlab.errors import InputError
+from quantlab.generation.branches import Branches
 from quantlab.generation.constraints import Constraint
 from quantlab.generation.decoding import Decoding
 from quantlab.generation.sampling import Sampler, SamplingParams
@@ -20,12 +21,14 @@ class Engine(ABC):
 
     Attributes:
         name: what reports call the engine.
+        has_branches: whether `branches` can be called.
         context: the most tokens that the sequence can have.
         vocabulary: the number of token ids.
         tokens: the sequence so far.
     """
 
     name: str
+    has_branches = False
     context: int
     vocabulary: int
 
@@ -102,6 +105,14 @@ class Engine(ABC):
         self._logits = None
         self.tokens.extend(token_ids)
         self._logits = logits
+
+    def branches(self, count: int, room: int) -> Branches:
+        """Begin `count` continuations of the sequence, each of up to `room` tokens, that are computed together.
+
+        Raises:
+            InputError: too little memory for their caches, or an engine without branches.
+        """
+        raise InputError(f"{count} samples of {room} tokens: the {self.name} engine computes one at a time")
 
     def _checked(self, token_ids: Sequence[int]) -> list[int]:
         """As Python's integers, which numpy's may stand for."""

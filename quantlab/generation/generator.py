@@ -102,10 +102,7 @@ def complete(
         InputError: an empty stop string, a prompt longer than the context, no room to generate, or a constraint that
             allows no token.
     """
-    if max_tokens < 1:
-        raise InputError(f"{max_tokens} tokens to generate: at least one token must be asked for")
-    if "" in stop:
-        raise InputError("a stop string is empty")
+    check_limits(max_tokens, stop)
     params = params or SamplingParams()
     prompt_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
     # Already here: parameters that are wrong must not cost a prefill.
@@ -132,6 +129,18 @@ def complete(
     )
     finish_reason: FinishReason = "stop" if has_stopped else "length"
     return Completion(text.text, tuple(text.token_ids), finish_reason, engine.name, timings)
+
+
+def check_limits(max_tokens: int, stop: Sequence[str]) -> None:
+    """Refuse what no text can meet.
+
+    Raises:
+        InputError: no tokens to generate, or an empty stop string.
+    """
+    if max_tokens < 1:
+        raise InputError(f"{max_tokens} tokens to generate: at least one token must be asked for")
+    if "" in stop:
+        raise InputError("a stop string is empty")
 
 
 class TextStream:

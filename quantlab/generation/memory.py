@@ -80,6 +80,20 @@ def check_memory(source: str, need: Need) -> None:
     )
 
 
+def check_branches(count: int, needed: int) -> None:
+    """Refuse continuations of a sequence whose caches, `needed` bytes in all, do not fit.
+
+    Raises:
+        InputError: more is needed than is available.
+    """
+    available = available_memory()
+    if available is not None and needed > available:
+        raise InputError(
+            f"{count} samples: {_gigabytes(needed)} of memory needed for their caches, {_gigabytes(available)} "
+            f"available; ask for fewer samples or tokens, or choose kv q8_0"
+        )
+
+
 def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.3g} GB"
 

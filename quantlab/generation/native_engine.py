@@ -21,6 +21,7 @@ from quantlab.checkpoint.tensors import to_fp32
 from quantlab.errors import InputError
 from quantlab.formats import FORMATS
 from quantlab.formats.packing import pack_rows
+from quantlab.generation.branches import Branches
 from quantlab.generation.chosen_adapters import (
     choose_adapters,
     fingerprint_of,
@@ -31,7 +32,7 @@ from quantlab.generation.decoder_adapters import decoder_adapters
 from quantlab.generation.decoder_description import ACTIVATIONS, NORMS, Description, describe, rotary_table
 from quantlab.generation.decoder_layout import DecoderLayout
 from quantlab.generation.engine import Engine
-from quantlab.generation.memory import check_memory, needed_memory
+from quantlab.generation.memory import check_branches, check_memory, needed_memory
 from quantlab.generation.saved_cache import read_cache, write_cache
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class NativeEngine(Engine):
     """
 
     name = "native"
+    has_branches = True
 
     def __init__(
         self,
@@ -196,6 +198,12 @@ class NativeEngine(Engine):
         self._decoder.append(np.asarray(token_ids, np.int32), logits)
         self._take(token_ids, logits[-1])
         return logits
+
+    def branches(self, count: int, room: int) -> Branches:
+        """See `Engine.branches`; a row of their logits has the bits of the sequence continued by that branch alone."""
+        self._forget(self.position)
+        check_branches(count, self._decoder.branch_bytes(count, room))
+        return Branches(self._decoder, self.vocabulary, count, room)
 
     def save(self, path: str | Path) -> None:
         """Write the sequence and its cache to a file, for `restore`.

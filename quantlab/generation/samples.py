@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from quantlab.checkpoint import Tokenizer
 from quantlab.errors import InputError
+from quantlab.generation.constraints import Constraint, Masking
 from quantlab.generation.engine import Engine
-from quantlab.generation.generator import Completion, complete
-from quantlab.generation.sampling import SamplingParams
+from quantlab.generation.generator import Completion, TextStream, Timings, check_limits, complete
+from quantlab.generation.sampling import Sampler, SamplingParams
 
 
 def complete_many(
@@ -21,24 +25,112 @@ def complete_many(
     max_tokens: int = 128,
     params: SamplingParams | None = None,
     stop: Sequence[str] = (),
+    constraint: Callable[[], Constraint] | None = None,
 ) -> list[Completion]:
-    """Continue `prompt` `samples` times, each as `complete` does with the seed `params.seed` + its index.
+    """Continue `prompt` `samples` times; sample i is what `complete` gives with the seed `params.seed` + i.
+
+    An engine with branches, the native one, computes a token of each sample at a time: weights are read once for all of
+    them, and the prompt's cache is one for all. Others compute one sample after another, of which all but the first
+    find the prompt cached. Nothing is drafted ahead.
+
+    Args:
+        prompt: a text, or token ids, which are taken as they are.
+        constraint: makes one for each sample.
+
+    Returns:
+        The samples in order. With branches they share the time of the prefill, and a sample's decoding speed is its
+        number of tokens by the time until its last one.
 
     Raises:
-        InputError: no samples, seeds beyond 2^64, or what `complete` refuses.
-    """
-    return [
-        complete(engine, tokenizer, prompt, max_tokens=max_tokens, params=each, stop=stop)
-        for each in seeded(params or SamplingParams(), samples)
-    ]
-
-
-def seeded(params: SamplingParams, samples: int) -> list[SamplingParams]:
-    """Each sample's: sample i has seed + i.
-
-    Raises:
-        InputError: no samples, or seeds beyond 2^64.
+        InputError: no samples, seeds beyond 2^64, what `complete` refuses, or too little memory for their caches.
     """
     if samples < 1:
         raise InputError(f"{samples} samples: at least one must be asked for")
-    return [replace(params, seed=params.seed + index) for index in range(samples)]
+    check_limits(max_tokens, stop)
+    params = params or SamplingParams()
+    seeded = [replace(params, seed=params.seed + index) for index in range(samples)]
+    if samples > 1 and engine.has_branches:
+        prompt_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        begun = [_Sample(each, engine.vocabulary, constraint and constraint()) for each in seeded]
+        return _complete_together(engine, tokenizer, prompt_ids, begun, max_tokens, stop)
+    return [
+        complete(
+            engine,
+            tokenizer,
+            prompt,
+            max_tokens=max_tokens,
+            params=each,
+            stop=stop,
+            constraint=constraint and constraint(),
+        )
+        for each in seeded
+    ]
+
+
+class _Sample:
+    """One continuation under way.
+
+    Attributes:
+        text: the prompt and what was drawn.
+    """
+
+    def __init__(self, params: SamplingParams, vocabulary: int, constraint: Constraint | None) -> None:
+        self._sampler, self._constraint = Sampler(params, vocabulary), constraint
+        self._masking = Masking(vocabulary)
+        self.text: list[int] = []
+
+    def begin(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stop: Sequence[str]) -> None:
+        self.text, self._prompt, self._ends = list(prompt_ids), len(prompt_ids), tokenizer.eos
+        self._stream, self._has_stopped = TextStream(tokenizer, prompt_ids, stop, None), False
+        self._begun = time.perf_counter()
+
+    def draw(self, logits: np.ndarray) -> bool:
+        """Draw the next token, from the logits behind the text; True when the text stops with it."""
+        if self._constraint is not None:
+            logits = self._masking.apply(logits, self._constraint.allowed())
+        token = self._sampler.draw(logits, self.text, len(self.text), self._prompt)
+        self.text.append(token)
+        self._has_stopped = self._stream.add(token, is_end=token in self._ends)
+        if self._constraint is not None:
+            self._constraint.take(token)
+            self._has_stopped = self._has_stopped or self._constraint.finished
+        self._drawn = time.perf_counter()
+        return self._has_stopped
+
+    def completion(self, engine: str, cached: int, prefill_seconds: float) -> Completion:
+        """What it has become."""
+        self._stream.flush()
+        token_ids = tuple(self._stream.token_ids)
+        timings = Timings(
+            prompt_tokens=self._prompt,
+            cached_tokens=cached,
+            generated_tokens=len(token_ids),
+            prefill_tokens_per_second=(self._prompt - cached) / prefill_seconds,
+            decode_tokens_per_second=len(token_ids) / (self._drawn - self._begun),
+        )
+        return Completion(self._stream.text, token_ids, "stop" if self._has_stopped else "length", engine, timings)
+
+
+def _complete_together(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    prompt_ids: Sequence[int],
+    samples: Sequence[_Sample],
+    max_tokens: int,
+    stop: Sequence[str],
+) -> list[Completion]:
+    """A token of each sample that has not ended, until all have."""
+    started = time.perf_counter()
+    cached = engine.prefill(prompt_ids)
+    prefill_seconds = time.perf_counter() - started
+    for sample in samples:
+        sample.begin(tokenizer, prompt_ids, stop)
+    end = min(len(prompt_ids) + max_tokens, engine.context + 1)
+    live = [i for i, sample in enumerate(samples) if not sample.draw(engine.logits())]
+    room = end - 1 - len(prompt_ids)  # the last token is drawn, not computed with
+    if live and room > 0:
+        with engine.branches(len(samples), room) as branches:
+            while live and len(samples[live[0]].text) < end:
+                rows = branches.append(live, [samples[i].text[-1] for i in live])
+                live = [i for i, row in zip(live, rows, strict=True) if not samples[i].draw(row)]
+    return [sample.completion(engine.name, cached, prefill_seconds) for sample in samples]

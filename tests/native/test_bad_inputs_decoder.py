@@ -405,6 +405,8 @@ def test_any_arguments_of_decoders(data):
         call(adapters.set_rows, 0, draw(parts), draw(whole), draw(array))
     call(one.set_adapters, draw(st.one_of(st.just(adapters), anything)))
     call(one.append, tokens, out)
+    call(one.begin_branches, draw(small), draw(small))
+    call(one.append_to_branches, tokens, draw(st.one_of(st.just(ids(0)), array)), out)
     call(one.rewind, draw(whole))
     call(one.cache_bytes, draw(whole))
     call(one.export_cache, draw(array))
