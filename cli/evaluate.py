@@ -3,24 +3,64 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from quantlab.cli.console import check_threads, print_json, print_table, progress
 from quantlab.cli.options import Activations, Adapters, Config, Engine, Json, Model, Threads, weighted_adapters
+from quantlab.cli.template_options import (
+    TEMPLATE_NAMES,
+    AnswerTrigger,
+    ExampleFile,
+    IgnoreChatTemplate,
+    PassageTokens,
+    Role,
+    Rules,
+    Shots,
+    manner_of,
+    refuse_without_template,
+)
+from quantlab.cli.template_table import evaluate_by_templates
 
 if TYPE_CHECKING:
     from quantlab.evaluation.evaluate import Accuracy
 
 
 def evaluate(
+    context: typer.Context,
     model: Model,
     task: Annotated[Path, typer.Option("--task", help="JSON lines: question, answer and maybe choices.")],
     limit: Annotated[int | None, typer.Option("--limit", help="Ask this many questions.", show_default="all")] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", help="Draw them at random.", show_default="the first ones")
     ] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Of a reasoned answer, at most.")] = 256,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens", "-n", help="Of a reasoned answer, at most.", show_default="256; with --template 128"
+        ),
+    ] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option("--template", metavar="NAME", help=f"Ask by a template; repeat to compare. {TEMPLATE_NAMES}"),
+    ] = None,
+    trigger: Annotated[
+        list[str] | None,
+        typer.Option("--trigger", help="What a reasoning begins with; repeat for a template of each."),
+    ] = None,
+    answer_trigger: AnswerTrigger = None,
+    examples: ExampleFile = None,
+    shots: Shots = 8,
+    role: Role = "",
+    samples: Annotated[int | None, typer.Option("--samples", help="Of templates that vote.", show_default="5")] = None,
+    temp: Annotated[float | None, typer.Option("--temp", help="Of samples that vote.", show_default="0.7")] = None,
+    rules: Rules = "strict",
+    passage_tokens: PassageTokens = None,
+    ignore_chat_template: IgnoreChatTemplate = False,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Write prompts, texts and answers: JSON lines.", show_default=False)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --save names.")] = False,
     activations: Activations = "f32",
     engine: Engine = "auto",
     adapter: Adapters = None,
@@ -31,20 +71,31 @@ def evaluate(
     """Measure how many questions of a task a model answers rightly."""
     check_threads(threads)
     adapters = weighted_adapters(adapter)
+    common: dict[str, Any] = {  # what both ways take
+        "limit": limit,
+        "seed": seed,
+        "engine": engine,
+        "activations": activations,
+        "threads": threads,
+        "adapters": adapters,
+    }
+    if template and template != ["plain"]:
+        manner = manner_of(rules, max_tokens, seed or 0, passage_tokens, answer_trigger)
+        common |= {"examples": examples, "shots": shots, "role": role, "save": save, "overwrite": overwrite}
+        common |= {"triggers": trigger or (), "samples": samples, "temperature": temp}
+        common |= {"ignore_chat_template": ignore_chat_template, "manner": manner}
+        evaluate_by_templates(model, task, template, json, common)
+        return
+    refuse_without_template(context, ("samples", "temp"))
     from quantlab.evaluation import evaluate as evaluation
 
     with progress("evaluating", "questions") as report:
         result = evaluation.evaluate(
             model,
             task,
-            limit=limit,
-            seed=seed,
-            max_tokens=max_tokens,
-            engine=engine,
-            activations=activations,
-            threads=threads,
-            adapters=adapters,
+            max_tokens=evaluation.MAX_TOKENS if max_tokens is None else max_tokens,
             progress=report,
+            **common,
         )
     if json:
         print_json(result)

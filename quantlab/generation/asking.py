@@ -129,6 +129,21 @@ def ask(
     )
 
 
+def check_room(writer: Writer, template: Template, asked: Asked, manner: Manner) -> None:
+    """Refuse what `ask` would refuse, without asking.
+
+    Raises:
+        InputError: the template lacks a piece, or the question leaves no room in the context.
+    """
+    asked = _fitted(writer, template, asked, manner)
+    form = form_of(template, asked, manner.answer_trigger)
+    text = writer.format.text(form.prompt)
+    _params(template, manner, manner.samples or template.samples)
+    _plan(writer, template, asked, form, text, manner)
+    if (tokens := writer.tokens(text)) > writer.engine.context:
+        raise InputError(f"the prompt has {tokens} tokens; the context holds {writer.engine.context}")
+
+
 @dataclass(frozen=True)
 class _Plan:
     """What a question's steps have in common. `has_filler`: the first step only says how long the filler is to be."""

@@ -163,7 +163,7 @@ def form_of(template: Template, asked: Asked, answer_trigger: str | None = None)
     reasons = template.reasoning != "none"
     prompt = Prompt(
         question,
-        system=(asked.role or EXPERT) if template.role or asked.role else "",
+        system=(asked.role or EXPERT) if template.role else "",
         shown=_shown(asked, reasons) if template.examples else (),
         context=numbered_sources(asked.passages) if template.passages != "none" else "",
     )

@@ -14,7 +14,7 @@ GREEDY = SamplingParams(temperature=0)
 
 
 class Writer:
-    """A loaded model and how it takes prompts; it remembers what it wrote until `forget`.
+    """A loaded model and how it takes prompts; it remembers what it wrote.
 
     Remembering changes no result: a continuation is a function of the text, its limits and its seed.
     """
@@ -55,7 +55,3 @@ class Writer:
                     self.engine, tokenizer, ids, samples, max_tokens=max_tokens, params=params, stop=stop
                 )
         return self._written[key]
-
-    def forget(self) -> None:
-        """Give up what was written."""
-        self._written.clear()

@@ -147,7 +147,7 @@ def test_a_chat_template_underneath(writer: Writer, tokenizer_folder: Path) -> N
     """The answer's beginning follows the template's; a role that it refuses goes to the user's message."""
     chat = Writer(writer.engine, PromptFormat(load_tokenizer(tokenizer_folder), CHAT, "model"))
     asked = replace(QUESTION, role="You are a clerk.")
-    found = ask(chat, TEMPLATES["zero-shot-cot"], asked, SHORT)
+    found = ask(chat, find_template("role+cot"), asked, SHORT)
     text = "<user>You are a clerk.\n\nWho has the lamp?\n<assistant>Let's think step by step."
     assert found.samples[0].steps[0].prompt == text
     assert found.samples[0].steps[1].prompt.startswith(text)
@@ -188,12 +188,12 @@ def test_reasoning_leaves_room_for_the_answer(writer: Writer) -> None:
         ask(writer, TEMPLATES["zero-shot"], QUESTION, replace(SHORT, samples=3))
 
 
-def test_what_was_written_is_remembered_until_forgotten(writer: Writer) -> None:
-    """Two templates with the same prompt cost one run, with the same result."""
-    first = ask(writer, TEMPLATES["zero-shot"], QUESTION, SHORT)
-    again = ask(writer, find_template("closed-book"), QUESTION, SHORT)
-    assert again.samples[0].steps[0].completion is first.samples[0].steps[0].completion
-    writer.forget()
-    anew = ask(writer, TEMPLATES["zero-shot"], QUESTION, SHORT)
-    assert anew.samples[0].steps[0].completion is not first.samples[0].steps[0].completion
-    assert anew.answer == first.answer
+def test_what_was_written_is_remembered(writer: Writer) -> None:
+    """Two templates with the same prompt cost one run; another model's memory is its own, with the same result."""
+    first = ask(writer, TEMPLATES["zero-shot"], QUESTION, SHORT).samples[0].steps[0].completion
+    again = ask(writer, find_template("closed-book"), QUESTION, SHORT).samples[0].steps[0].completion
+    assert again is first
+    other = Writer(writer.engine, writer.format)
+    anew = ask(other, TEMPLATES["zero-shot"], QUESTION, SHORT).samples[0].steps[0].completion
+    assert anew is not first
+    assert (anew.text, anew.token_ids) == (first.text, first.token_ids)

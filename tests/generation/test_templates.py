@@ -94,7 +94,8 @@ def test_roles() -> None:
     assert told == "You are a clerk.\n\nQ: What is 2 + 3?\nA: The answer (arabic numerals) is"
     assert form("role").prompt.system == EXPERT == "You are an expert in the subject of the question."
     assert form("zero-shot").prompt.system == ""
-    assert form("rag", replace(ASKED, role="You are a clerk.")).prompt.system == "You are a clerk."
+    assert form("rag", replace(ASKED, role="You are a clerk.")).prompt.system == ""
+    assert form("rag+role", replace(ASKED, role="You are a clerk.")).prompt.system == "You are a clerk."
 
 
 def test_sources_are_numbered_behind_an_instruction() -> None:
