@@ -23,6 +23,7 @@ def _run() -> int:
     from quantlab.errors import InputError
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are for those who program it
     try:
         from quantlab.cli.app import run
 

@@ -13,6 +13,7 @@ from quantlab.cli import (
     finetune,
     fuse,
     generate,
+    index,
     inspect,
     merge,
     perplexity,
@@ -20,6 +21,7 @@ from quantlab.cli import (
     qat,
     quantize,
     report,
+    search,
     verify,
 )
 
@@ -40,7 +42,7 @@ app = typer.Typer(
 for command in (quantize.quantize, export.export, inspect.inspect, verify.verify, generate.generate,
                 perplexity.perplexity, compare.compare, report.report, evaluate.evaluate, bench.bench,
                 finetune.finetune, fuse.fuse, extract_adapter.extract_adapter, merge.merge, evolve.evolve,
-                qat.qat, pretrain.pretrain):  # fmt: skip
+                qat.qat, pretrain.pretrain, index.index, search.search):  # fmt: skip
     app.command(no_args_is_help=False)(command)
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from quantlab.generation.sampling import SamplingParams
     from quantlab.loading import load_model
     from quantlab.merging.merge import merge_checkpoints
+    from quantlab.retrieval.index import open_index
+    from quantlab.retrieval.indexing import index_documents
     from quantlab.search.evolve import evolve
     from quantlab.training.finetune import finetune
     from quantlab.training.finetune_settings import FinetuneSettings
@@ -43,11 +45,13 @@ _HOMES = {
     "finetune": "quantlab.training.finetune",
     "fuse_adapter": "quantlab.calibration.fuse",
     "generate": "quantlab.generation.generator",
+    "index_documents": "quantlab.retrieval.indexing",
     "load_engine": "quantlab.generation.engines",
     "load_model": "quantlab.loading",
     "load_tokenizer": "quantlab.checkpoint",
     "merge_checkpoints": "quantlab.merging.merge",
     "open_checkpoint": "quantlab.checkpoint",
+    "open_index": "quantlab.retrieval.index",
     "perplexity": "quantlab.evaluation.perplexity",
     "pretrain": "quantlab.training.pretrain",
     "qat": "quantlab.training.qat",
@@ -68,11 +72,13 @@ __all__ = [
     "finetune",
     "fuse_adapter",
     "generate",
+    "index_documents",
     "load_engine",
     "load_model",
     "load_tokenizer",
     "merge_checkpoints",
     "open_checkpoint",
+    "open_index",
     "perplexity",
     "pretrain",
     "qat",

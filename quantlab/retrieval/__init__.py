@@ -1,0 +1,1 @@
+"""Retrieval: documents become chunks, chunks become vectors and keywords, and a question finds its passages."""
