@@ -23,9 +23,25 @@ from quantlab.cli.generation_options import (
     sampling_params,
 )
 from quantlab.cli.options import Adapters, Config, Engine, Json, Model, Threads, weighted_adapters
+from quantlab.cli.template_answer import answer_by_template
+from quantlab.cli.template_options import (
+    AnswerTrigger,
+    AnswerTypeName,
+    ExampleFile,
+    IgnoreChatTemplate,
+    PassageFiles,
+    PassageTokens,
+    Role,
+    Rules,
+    Shots,
+    Template,
+    Trigger,
+    refuse_without_template,
+)
 
 
 def generate(
+    context: typer.Context,
     model: Model,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue; - reads stdin.", show_default=False)],
     max_tokens: MaxTokens = 128,
@@ -40,6 +56,17 @@ def generate(
     logit_bias: LogitBias = None,
     stop: Stop = None,
     seed: Seed = 0,
+    template: Template = None,
+    examples: ExampleFile = None,
+    shots: Shots = 8,
+    role: Role = "",
+    trigger: Trigger = None,
+    answer_trigger: AnswerTrigger = None,
+    answer_type: AnswerTypeName = "free",
+    rules: Rules = "strict",
+    passages: PassageFiles = None,
+    passage_tokens: PassageTokens = None,
+    ignore_chat_template: IgnoreChatTemplate = False,
     engine: Engine = "auto",
     adapter: Adapters = None,
     threads: Threads = None,
@@ -62,6 +89,10 @@ def generate(
     adapters = weighted_adapters(adapter)
     text = _standard_input() if prompt == "-" else _checked(prompt)
     check_threads(threads)
+    if template is not None:
+        answer_by_template(context, text, params, {"engine": engine, "threads": threads, "adapters": adapters})
+        return
+    refuse_without_template(context)
     from quantlab.generation import generator
 
     result = generator.generate(

@@ -17,6 +17,18 @@ OF_TEMPLATES = (
     "answer_type", "passages", "save", "overwrite",
 )  # fmt: skip
 
+Template = Annotated[
+    str | None, typer.Option("--template", metavar="NAME", help=f"Ask by a prompt template: {TEMPLATE_NAMES}.")
+]
+Trigger = Annotated[
+    str | None,
+    typer.Option("--trigger", help="What a reasoning begins with.", show_default="Let's think step by step."),
+]
+AnswerTypeName = Annotated[str, typer.Option("--answer-type", help="number, choice, yes-no, text or free.")]
+PassageFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--passages", metavar="FILE", help="A text, or JSON lines of text and source; may be repeated."),
+]
 AnswerTrigger = Annotated[
     str | None,
     typer.Option("--answer-trigger", help="What asks for the answer; '' for nothing.", show_default="by type"),

@@ -126,10 +126,10 @@ def evaluate_templates(
         name: _with_votes(template, samples, temperature) for name, template in named_templates(names, triggers).items()
     }
     rows = asked_rows(task, read_task(task, limit, seed), manner.rules)
-    shown = read_examples(examples, shots + 1) if examples is not None else ()
+    shown = read_examples(examples, shots + 1 if shots > 0 else shots) if examples is not None else ()
     form = prompt_format(model, load_tokenizer(model), ignore_chat_template=ignore_chat_template)
     scorer = open_scorer(model, engine, None, threads, activations=activations, adapters=adapters)
-    asking = RowAsking(rows, shown[: shots + 1], shots, role, search, seed or 0)
+    asking = RowAsking(rows, shown, shots, role, search, seed or 0)
     writer = Writer(scorer.engine, form)
     _check(task, rows, templates, asking, writer, manner)
     found: dict[str, list[_Outcome]] = {name: [] for name in templates}

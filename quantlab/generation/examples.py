@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantlab.errors import InputError
 from quantlab.generation.answer_types import letters
 from quantlab.generation.json_rows import read_rows
 
@@ -31,8 +32,10 @@ def read_examples(path: Path, number: int = EXAMPLES) -> tuple[Example, ...]:
     GSM8K's answers, reasoning and number in one, are parted at their ####.
 
     Raises:
-        InputError: the file cannot be read, or rows are wrong, by their lines.
+        InputError: fewer than one is asked for, the file cannot be read, or rows are wrong, by their lines.
     """
+    if number < 1:
+        raise InputError(f"{number} worked examples: at least one must be shown")
     return tuple(read_rows(path, _example, "a set of examples", "no example", number))
 
 

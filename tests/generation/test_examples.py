@@ -61,6 +61,8 @@ def test_a_bad_row_is_named_by_its_line(tmp_path: Path, row: object, fault: str)
 
 
 def test_a_file_without_examples(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="0 worked examples: at least one must be shown"):
+        read_examples(file_of(tmp_path, {"question": "a", "answer": "b"}), 0)
     (tmp_path / "empty").write_text("\n")
     with pytest.raises(InputError, match="empty: holds no example"):
         read_examples(tmp_path / "empty")
