@@ -1,14 +1,17 @@
 """What searching for a merge is worth: weights, layer paths and learned weights on small models of our own.
 
     python benchmarks/merge_search.py [BASE] [--work DIR] [--general TEXT] [--trials 60] [--path-trials 100]
-        [--rows 400] [--seed 0] [--threads N] [--tables search,learned] [--json FILE]
+        [--path-seeds 0] [--scalings pairs,none] [--rows 400] [--seed 0] [--threads N] [--tables search,learned]
+        [--json FILE]
 
 The models are those of merge_ladder.py, which may share its work folder.
 
 search    `whisper` of merge_tasks.py is a task that takes both of what two models were tuned to (`where`, `secret`).
           `quantlab evolve` sees the loss of answers on its dev rows; what is printed is of its test rows. PS: weights
           and densities of a TIES merge of the two; PS+DFS: layer paths through that merge and the better parent, with
-          factors (W) where a path leaps, and without. `untuned` is TIES with equal weights and density 0.5.
+          factors (W) where a path leaps, one for each pair of layers or for each place in the path (slots), and
+          without, searched anew for each of --path-seeds. `W set to 1` is the winner with its factors taken out, as in
+          section 4 of arXiv 2403.13187. `untuned` is TIES with equal weights and density 0.5.
 learned   One merge of all four tuned models, by text: the first `--rows` training rows of every task. The grid is
           task arithmetic with 11 equal weights, the best by that text's loss; `quantlab merge --learn` learns a weight
           for each model and layer from the same text. Seconds are wall time of everything that each side does, and
@@ -29,6 +32,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import yaml
 from calibration_speed import processor
 from merge_ladder import GENERAL_TEXT, GRID, SHIPPED
 from merge_tasks import COMPOSITE, TASKS, rows
@@ -38,6 +42,7 @@ from quantlab.cli.console import print_table, progress, quiet_transformers
 
 from quantlab.checkpoint import load_tokenizer
 from quantlab.loading import load_model
+from quantlab.merging.card import CONFIG_FILE
 from quantlab.search.coefficient_training import CoefficientSettings
 from quantlab.search.evolve import evolve
 from quantlab.search.evolve_config import EvolveConfig, Genome
@@ -46,6 +51,7 @@ from quantlab.search.learned_coefficients import learn_merge
 from quantlab.search.learning_report import LearningReport
 from quantlab.training.prepared import DataSettings, prepare_data
 
+Scaling = Literal["pairs", "slots", "none"]
 PARENTS = ("where", "secret")
 START = 0.3  # each model's weight before learning
 STEPS = 40
@@ -75,6 +81,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--general", type=Path, default=GENERAL_TEXT)
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--path-trials", type=int, default=100)
+    parser.add_argument("--path-seeds", type=lambda text: [int(word) for word in text.split(",")], default=[0])
+    parser.add_argument("--scalings", type=lambda text: text.split(","), default=["pairs", "none"])
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -96,12 +104,11 @@ def search_table(models: Models, arguments: argparse.Namespace) -> dict[str, Any
         "parameters": {"weight": 1.0, "density": 0.5},
     })  # fmt: skip
     space = Genome(tuple(map(str, parents.values())), str(models.base), "ties", settings={"dtype": "float32"})
-    weights = found(models, "evolved-weights", space, arguments.trials, arguments)
+    weights = found(models, "evolved-weights", space, arguments.trials, arguments.seed)
     candidates = {"base": models.base, **parents, "TIES, untuned": untuned, "PS": weights}
-    scalings: dict[str, Literal["pairs", "none"]] = {"PS+DFS": "pairs", "PS+DFS without W": "none"}
-    for name, scaling in scalings.items():
-        paths = Genome((str(weights), str(better)), space="layers", scaling=scaling, settings={"dtype": "float32"})
-        candidates[name] = found(models, f"evolved-paths-{scaling}", paths, arguments.path_trials, arguments)
+    for seed in arguments.path_seeds:
+        for scaling in arguments.scalings:
+            candidates |= layer_paths(models, (weights, better), scaling, seed, arguments.path_trials)
     losses = {name: answers(models, path, "test") for name, path in candidates.items()}
     printed, said = [], {}
     for name, loss in losses.items():
@@ -114,13 +121,29 @@ def search_table(models: Models, arguments: argparse.Namespace) -> dict[str, Any
     return said
 
 
-def found(models: Models, name: str, genome: Genome, trials: int, arguments: argparse.Namespace) -> Path:
+def layer_paths(
+    models: Models, through: tuple[Path, Path], scaling: Scaling, seed: int, trials: int
+) -> dict[str, Path]:
+    """The best path through two models that one search finds, and where it has factors, the same path without them."""
+    genome = Genome((str(through[0]), str(through[1])), space="layers", scaling=scaling, settings={"dtype": "float32"})
+    folder = f"evolved-paths-{scaling}-{trials}-s{seed}"
+    best = found(models, folder, genome, trials, seed)
+    name = f"PS+DFS, seed {seed}, W: {scaling}"
+    if scaling == "none":
+        return {name: best}
+    config = yaml.safe_load((best / CONFIG_FILE).read_text(encoding="utf-8"))
+    for part in config["slices"]:
+        part["sources"][0].pop("parameters", None)
+    return {name: best, f"{name} set to 1": models.merged(f"{folder}-unscaled", config)}
+
+
+def found(models: Models, name: str, genome: Genome, trials: int, seed: int) -> Path:
     """What a search came to."""
     path = models.folder / name
     if not path.exists():
         terms = (Term("call", "answers", function=lambda folder: -answers(models, folder, "dev", keep=False).mean),)
         config = EvolveConfig(genome, terms)
-        evolve(config, path, trials=trials, seed=arguments.seed, threads=models.threads, stage=stage)
+        evolve(config, path, trials=trials, seed=seed, threads=models.threads, stage=stage)
     return path
 
 
