@@ -2,13 +2,14 @@
 
     python benchmarks/qat.py [MODEL] --data TRAIN.txt --text HELD-OUT.txt [--work DIR] [--seeds 3]
         [--formats q4_0,q4_1] [--levels 8,4] [--tables taught,alone,scales] [--tokens 250000] [--context 256]
-        [--batch-size 8] [--learning-rate 1e-4] [--scales-rate 5e-3] [--model-tokens N] [--device cpu] [--threads N]
-        [--json FILE]
+        [--batch-size 2] [--learning-rate 1e-4] [--scales-rate 5e-3] [--model-tokens N] [--dtype float32]
+        [--trained scales,full] [--method gptq] [--device cpu] [--threads N] [--json FILE]
 
 Three tables; every run sees the same tokens in the order that its seed draws.
 
 taught  The teacher is MODEL itself: recovery = 1 - KL_qat / KL_rtn, the divergence from MODEL's predictions left after
-        training over that of rounding to nearest. --levels adds Q4_1 with fewer codes, a stress test.
+        training over that of rounding to nearest, with each of --trained: `full`, and `scales` of the codes that
+        --method leaves. --levels adds Q4_1 with fewer codes, a stress test.
 alone   No teacher: (loss_ptq - loss_qat) / (loss_ptq - loss_float); `float` is MODEL after the same extra tokens in
         float (`finetune --method full`), `ptq` that model rounded to nearest.
 scales  Frozen codes of Q4_1 with a teacher: minimums alone beside scales and minimums.
@@ -23,8 +24,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +73,15 @@ def main() -> None:
     targets = [*map(Target, arguments.formats), *(Target(STRESSED, levels) for levels in arguments.levels)]
     said: dict[str, Any] = {}
     gates: list[Gate] = []
-    for name, table in {"taught": taught_table, "alone": alone_table, "scales": scales_table}.items():
+    seeds = range(arguments.seeds)
+    tables: dict[str, Callable[[], Table]] = {
+        "taught": lambda: taught_table(runs, targets, arguments.trained, seeds),
+        "alone": lambda: alone_table(runs, targets, seeds),
+        "scales": lambda: scales_table(runs, seeds),
+    }
+    for name, table in tables.items():
         if name in arguments.tables:
-            said[name], found = table(runs, targets, range(arguments.seeds))
+            said[name], found = table()
             gates += found
     print_table(("gate", "value (95 %)", "bound", ""), [(g.name, g.value, g.bound, g.verdict) for g in gates])
     print_basis(runs, arguments)
@@ -97,9 +105,14 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=250_000, help="that each run trains on")
     parser.add_argument("--model-tokens", type=int, help="that MODEL was trained on, to print the share")
     parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--trained", type=_words, default=["scales", "full"], help="in the table `taught`")
+    parser.add_argument("--method", default="gptq", choices=("rtn", "search", "gptq", "learned"), help="of first codes")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--scales-rate", type=float, default=5e-3)
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of activations in training"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path)
@@ -123,31 +136,35 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     rate, of_scales = arguments.learning_rate, arguments.scales_rate
     steps = max(1, arguments.tokens // (arguments.batch_size * arguments.context))
     training = FinetuneSettings(
-        context=arguments.context, batch_size=arguments.batch_size, max_steps=steps, eval_every=max(1, steps // 4)
-    )
+        context=arguments.context, batch_size=arguments.batch_size, max_steps=steps, eval_every=max(1, steps // 4),
+        dtype=arguments.dtype,
+    )  # fmt: skip
     rates = {"full": rate, "scales": of_scales, "minimums": of_scales}
-    return Settings(arguments.model, arguments.data, arguments.text, rates, training)
+    return Settings(arguments.model, arguments.data, arguments.text, rates, training, arguments.method)
 
 
 Table = tuple[list[dict[str, Any]], list[Gate]]
 
 
-def taught_table(runs: Runs, targets: Sequence[Target], seeds: Sequence[int]) -> Table:
+def taught_table(runs: Runs, targets: Sequence[Target], ways: Sequence[str], seeds: Sequence[int]) -> Table:
     """Recovery of the divergence from the original."""
     rows, said, gates = [], [], []
-    for target in targets:
+    for target, way in product(targets, ways):
+        name = f"{target.name}, {way}"
         (rounded,) = runs.scores([runs.rounded(target)])
-        trained = runs.scores([runs.trained(target, "full", seed, taught=True) for seed in seeds])
+        start = runs.calibrated(target) if way == "scales" else None
+        trained = runs.scores([runs.trained(target, way, seed, taught=True, start=start) for seed in seeds])
         left = _by_seed(trained, "kld")
         base = np.broadcast_to(rounded.kld, left.shape)
         share = crossed_ratio(base - left, base)
         tokens = rounded.tokens
         before, after = float(rounded.kld.sum() / tokens.sum()), float(left.sum() / (len(left) * tokens.sum()))
-        rows.append((target.name, str(len(seeds)), f"{before:.6f}", f"{after:.6f}", str(share),
+        rows.append((name, str(len(seeds)), f"{before:.6f}", f"{after:.6f}", str(share),
                      _seeds(1 - left.sum(axis=1) / base.sum(axis=1))))  # fmt: skip
-        said.append({"target": target.name, "kld_rtn": before, "kld_qat": after, "recovery": plain(share)})
+        said.append({"target": target.name, "trained": way, "kld_rtn": before, "kld_qat": after,
+                     "recovery": plain(share)})  # fmt: skip
         if (least := GATES.get(target.levels)) is not None:
-            gates.append(_at_least(f"{target.name}, teacher: recovery", share, least))
+            gates.append(_at_least(f"{name}, teacher: recovery", share, least))
     columns = ("towards the original", "seeds", "KL, rtn", "KL, qat", "recovery (95 %)", "by seed")
     print_table(columns, rows)
     print()
@@ -174,7 +191,7 @@ def alone_table(runs: Runs, targets: Sequence[Target], seeds: Sequence[int]) -> 
     return said, []
 
 
-def scales_table(runs: Runs, _: Sequence[Target], seeds: Sequence[int]) -> Table:
+def scales_table(runs: Runs, seeds: Sequence[int]) -> Table:
     """What is left to gain where codes are frozen, and whether minimums alone gain as much."""
     (rounded,) = runs.scores([runs.rounded(SCALES_TARGET)])
     left = {}

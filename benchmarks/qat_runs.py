@@ -14,7 +14,10 @@ import quality_statistics
 from quality_statistics import Scores, score_files
 from quantlab.cli.console import progress
 
+from quantlab.calibration.calibrated import CalibrationOptions
 from quantlab.calibration.quantize import quantize_checkpoint
+from quantlab.calibration.samples import CalibrationRequest
+from quantlab.calibration.work_folder import work_folder_of
 from quantlab.checkpoint import load_tokenizer, open_checkpoint
 from quantlab.checkpoint.checksums import model_digest
 from quantlab.evaluation.windows import Window, windows_of
@@ -40,13 +43,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides every figure of a work folder; `rates` are learning rates by what is trained."""
+    """What decides every figure of a work folder; `rates` are learning rates by what is trained, `method` makes the
+    codes that a training of scales towards the original starts from.
+    """
 
     model: Path
     data: Path
     text: Path
     rates: dict[str, float]
     training: FinetuneSettings
+    method: str = "rtn"
 
     @property
     def tokens(self) -> int:
@@ -88,6 +94,19 @@ class Runs:
         """The original, rounded to nearest."""
         return self._quantized(self.settings.model, self.folder / f"rtn-{target.name}.gguf", target)
 
+    def calibrated(self, target: Target) -> Path:
+        """The original, quantized by `method` with windows of the training text."""
+        path = self.folder / f"{self.settings.method}-{target.name}"
+        if not path.exists():
+            text = None if self.settings.method == "rtn" else CalibrationRequest(text=self.settings.data)
+            with progress(path.stem, "weights") as bar:
+                quantize_checkpoint(
+                    self.settings.model, path, format=target.format, levels=target.levels, method=self.settings.method,
+                    calibration=CalibrationOptions(text, resume=work_folder_of(path).is_dir()), threads=self.threads,
+                    progress=bar,
+                )  # fmt: skip
+        return path
+
     def _quantized(self, source: Path, path: Path, target: Target) -> Path:
         if not path.exists():
             with progress(path.stem, "weights") as bar:
@@ -96,14 +115,17 @@ class Runs:
                 )  # fmt: skip
         return path
 
-    def trained(self, target: Target, train: str, seed: int, *, taught: bool) -> Path:
-        """By `quantlab qat`, towards the original's predictions or towards the text."""
-        path = self.folder / f"qat-{target.name}-{train}-{'taught' if taught else 'alone'}-s{seed}.gguf"
+    def trained(self, target: Target, train: str, seed: int, *, taught: bool, start: Path | None = None) -> Path:
+        """By `quantlab qat`, towards the original's predictions or towards the text; from `start`, or the original."""
+        origin = "" if start is None else f"-from-{start.name}"
+        path = self.folder / f"qat-{target.name}-{train}-{'taught' if taught else 'alone'}{origin}-s{seed}.gguf"
         if not path.exists():
             chosen = QatSettings(format=target.format, levels=target.levels, train=train)
+            if start is not None:
+                chosen = QatSettings(train=train)  # what starts from blocks keeps their format
             with progress(path.stem, "tokens") as bar:
                 qat(
-                    self.settings.model, self.settings.data, path, settings=chosen,
+                    start or self.settings.model, self.settings.data, path, settings=chosen,
                     training=self._training(train, seed), data_settings=self.rows,
                     teacher=self.settings.model if taught else None, device=self.device,
                     resume=_unfinished(path), progress=bar,

@@ -21,7 +21,8 @@ from quantlab.training.finetune_settings import FinetuneSettings
 from quantlab.training.finetune_work import check_same_run, tidy
 from quantlab.training.prepared import DataSettings
 from quantlab.training.qat_plan import QatPlan, plan_qat
-from quantlab.training.qat_settings import FORMAT, QatSettings
+from quantlab.training.qat_settings import QatSettings
+from quantlab.training.qat_start import START, quantized_start
 from quantlab.training.surroundings import is_first_process
 from quantlab.training.tuning import (
     Request,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from quantlab.training.qat_model import QatModel
     from quantlab.training.trainer import NextTokenTrainer, Progress
 
-START, BEFORE = "start", "before.json"
+BEFORE = "before.json"
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def _train(run: _Run, progress: Progress | None) -> QatResult:
 
     return_large_pieces()
     tuning = run.tuning
-    start = _start(run)
+    start = quantized_start(tuning, run.qat) if run.qat.trains_scales and run.is_float else tuning.checkpoint
     set_seed(tuning.settings.seed)
     prepared = _model(run, start)
     teacher = None if run.teacher is None else _reference(run)
@@ -216,39 +217,6 @@ def _train(run: _Run, progress: Progress | None) -> QatResult:
         result = write_trained(start, prepared, run.plan, run.qat, result, account, tuning.out, tuning.overwrite)
         shutil.rmtree(tuning.work)
     return result
-
-
-def _start(run: _Run) -> Checkpoint:
-    """The model to train: with frozen codes a quantized one, made in the work folder if it did not come so."""
-    if not run.qat.trains_scales or not run.is_float:
-        return run.tuning.checkpoint
-    import torch
-
-    from quantlab.calibration.calibrated import CalibrationOptions
-    from quantlab.calibration.quantize import quantize_checkpoint
-    from quantlab.calibration.work_folder import work_folder_of
-
-    start, qat = run.tuning.work / START, run.qat
-    if not (start / "config.json").is_file() and is_first_process():
-        quantize_checkpoint(
-            run.tuning.source,
-            start,
-            format=qat.format or FORMAT,
-            uniform=qat.uniform,
-            recipe=qat.recipe,
-            method=qat.method,
-            levels=qat.levels,
-            calibration=CalibrationOptions(resume=work_folder_of(start).is_dir()),
-            threads=torch.get_num_threads(),
-        )
-    _wait_for_others()
-    return open_checkpoint(start)
-
-
-def _wait_for_others() -> None:
-    from accelerate import PartialState
-
-    PartialState().wait_for_everyone()
 
 
 def _model(run: _Run, start: Checkpoint) -> QatModel:

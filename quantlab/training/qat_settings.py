@@ -28,7 +28,8 @@ class QatSettings:
         levels: the number of codes that blocks' linear weights may use, for stress tests.
         train: "full", every weight through the quantizer; "lora", a low-rank update of frozen float weights through the
             quantizer; "scales", d and m of frozen codes; "minimums", m alone.
-        method: of the first codes of "scales" and "minimums", as `quantize_checkpoint` has them.
+        method: of the first codes of "scales" and "minimums", as `quantize_checkpoint` has them; training rows
+            calibrate.
         temperature: of the divergence from a teacher.
         float_steps: steps at the start without rounding.
     """

@@ -23,7 +23,7 @@ def test_all_tables_and_a_second_run_that_trains_nothing(make_model, prose, tmp_
     model = make_model(tmp_path / "model", "llama")
     arguments = [model, "--data", prose, "--text", prose, "--work", tmp_path / "work", "--seeds", 1,
                  "--formats", "q4_0", "--levels", 4, "--tokens", 4 * 4 * 32, "--context", 32, "--batch-size", 4,
-                 "--learning-rate", 1e-3, "--model-tokens", 10_000, "--threads", 1]  # fmt: skip
+                 "--method", "search", "--learning-rate", 1e-3, "--model-tokens", 10_000, "--threads", 1]  # fmt: skip
     reports = []
     for name in ("first.json", "second.json"):
         run(monkeypatch, "qat.py", *arguments, "--json", tmp_path / name)
@@ -32,18 +32,18 @@ def test_all_tables_and_a_second_run_that_trains_nothing(make_model, prose, tmp_
     assert "512 tokens a run (5.1 % of those" in out
     assert reports[0] == reports[1]
     found = reports[0]
-    assert (
-        [row["target"] for row in found["taught"]]
-        == [row["target"] for row in found["alone"]]
-        == ["q4_0", "q4_1-levels4"]
-    )
+    targets = ["q4_0", "q4_1-levels4"]
+    assert [(row["target"], row["trained"]) for row in found["taught"]] == [
+        (target, way) for target in targets for way in ("scales", "full")
+    ]
+    assert [row["target"] for row in found["alone"]] == targets
     for row in found["taught"]:
         assert row["recovery"]["value"] == pytest.approx(1 - row["kld_qat"] / row["kld_rtn"], abs=1e-9)
     for row in found["alone"]:
         lost = row["loss_ptq"] - row["loss_float"]
         assert row["recovery"]["value"] == pytest.approx((row["loss_ptq"] - row["loss_qat"]) / lost, rel=1e-6)
     assert [row["train"] for row in found["scales"]] == ["scales", "minimums"]
-    assert [gate["bound"] for gate in found["gates"]] == [">= 0.8", ">= 0.8", "<= 1.05"]
+    assert [gate["bound"] for gate in found["gates"]] == [*4 * [">= 0.8"], "<= 1.05"]
     with pytest.raises(SystemExit, match="another training"):
         run(monkeypatch, "qat.py", *arguments, "--context", 16)
 

@@ -59,7 +59,7 @@ def test_every_kind_learns_and_the_file_has_the_loss_of_the_training(train, fami
     written, original = open_checkpoint(tmp_path / "out"), open_checkpoint(models[family])
     assert set(written.names) == set(original.names)
     assert result.bytes == written.nbytes
-    activations = "float" if train in ("scales", "minimums") else "int8"
+    activations = "int8" if train in ("full", "lora") else "float"
     assert held_out_loss(tmp_path / "out", data, activations) == pytest.approx(result.eval_loss, abs=2e-6)
     quantize_checkpoint(models[family], tmp_path / "rtn")
     assert held_out_loss(tmp_path / "rtn", data, activations) == pytest.approx(result.eval_loss_before, abs=2e-6)
@@ -158,6 +158,31 @@ def test_frozen_codes_stay(models, data, tmp_path) -> None:
         (d, m), (new_d, new_m) = scales_of(one.blocks, one.format), scales_of(other.blocks, other.format)
         assert torch.equal(d, new_d) == (train == "minimums")
         assert not torch.equal(m, new_m)
+
+
+def test_first_codes_are_calibrated_by_training_rows(models, prose, tmp_path, monkeypatch) -> None:
+    """Not by the text that quantlab brings along; that steps in where the rows are too few."""
+    from quantlab.checkpoint import load_tokenizer
+    from quantlab.training.prepared import prepare_data
+
+    requests = []
+
+    def quantized(source, out, **options):
+        request = options["calibration"].request
+        requests.append(None if request is None else request.text.read_text())
+        return quantize_checkpoint(source, out, **options)
+
+    monkeypatch.setattr("quantlab.training.qat_start.quantize_checkpoint", quantized)
+    rows, chosen = DataSettings(context=64, held_out=4), QatSettings(train="scales", method="gptq")
+    few = tmp_path / "few.txt"
+    few.write_text("Two words, and then some more of them.\n" * 20)
+    for data in (prose, few):
+        training = replace(TRAINING, learning_rate=3e-2, max_steps=1)
+        qat(models["llama"], data, tmp_path / data.stem, settings=chosen, data_settings=rows, training=training)
+    tokenizer = load_tokenizer(models["llama"])
+    trained = prepare_data(prose, tokenizer, None, rows).train
+    assert set(requests[0].split("\n<|endoftext|>\n")) == {tokenizer.decode(row.input_ids) for row in trained}
+    assert requests[1] is None
 
 
 def test_float_warmup_rounds_nothing_until_it_ends(models, data, tmp_path, monkeypatch) -> None:
