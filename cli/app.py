@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 from quantlab.cli import (
     bench,
+    chat,
     compare,
     evaluate,
     evolve,
@@ -39,7 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (quantize.quantize, export.export, inspect.inspect, verify.verify, generate.generate,
+for command in (quantize.quantize, export.export, inspect.inspect, verify.verify, generate.generate, chat.chat,
                 perplexity.perplexity, compare.compare, report.report, evaluate.evaluate, bench.bench,
                 finetune.finetune, fuse.fuse, extract_adapter.extract_adapter, merge.merge, evolve.evolve,
                 qat.qat, pretrain.pretrain, index.index, search.search):  # fmt: skip

@@ -1,0 +1,142 @@
+"""`quantlab chat MODEL`."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from quantlab.cli.chat_commands import ChatSession, load_conversation
+from quantlab.cli.chat_loop import converse
+from quantlab.cli.chat_view import ChatView
+from quantlab.cli.console import check_threads
+from quantlab.cli.generation_options import (
+    FrequencyPenalty,
+    LogitBias,
+    MaxTokens,
+    MinP,
+    PenaltyWindow,
+    PresencePenalty,
+    RepetitionPenalty,
+    Seed,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    sampling_params,
+)
+from quantlab.cli.options import Adapters, Config, Engine, Json, Model, Threads, weighted_adapters
+
+if TYPE_CHECKING:
+    from quantlab.generation.chat_layout import ChatLayout
+
+
+def chat(
+    model: Model,
+    system: Annotated[
+        str | None, typer.Option("--system", "--system-prompt", help="What the model is to be.", show_default="none")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="A first message.", show_default=False)] = None,
+    load: Annotated[
+        Path | None, typer.Option("--load", help="Go on with a conversation that /save wrote.", show_default=False)
+    ] = None,
+    on_overflow: Annotated[
+        str, typer.Option("--on-overflow", help="When the context is full: drop the oldest messages, or refuse.")
+    ] = "drop",
+    max_tokens: MaxTokens = 1024,
+    temp: Temperature = 0.8,
+    top_k: TopK = 40,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.05,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    presence_penalty: PresencePenalty = 0.0,
+    frequency_penalty: FrequencyPenalty = 0.0,
+    penalty_window: PenaltyWindow = 0,
+    logit_bias: LogitBias = None,
+    stop: Stop = None,
+    seed: Seed = 0,
+    chat_template: Annotated[
+        Path | None,
+        typer.Option("--chat-template", help="A Jinja file instead of the model's own template.", show_default=False),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option("--context", help="Tokens of a conversation.", show_default="the model's, at most 4096"),
+    ] = None,
+    history: Annotated[
+        Path | None, typer.Option("--history", help="Keep typed lines in this file.", show_default=False)
+    ] = None,
+    engine: Engine = "auto",
+    adapter: Adapters = None,
+    threads: Threads = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Talk with a model. Messages come from the terminal or, a line each, from a pipe; /help lists commands."""
+    params = sampling_params(
+        temp,
+        top_k,
+        top_p,
+        min_p,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        penalty_window,
+        logit_bias,
+        seed,
+    )
+    adapters = weighted_adapters(adapter)
+    check_threads(threads)
+    from quantlab.generation.chat import Chat
+    from quantlab.generation.engines import open_engine
+
+    layout = _layout(model, chat_template)
+    opened = open_engine(model, engine, threads=threads, context=context, adapters=adapters)
+    talk = Chat(
+        opened,
+        layout,
+        system=system,
+        params=params,
+        max_tokens=max_tokens,
+        stop=stop or (),
+        on_overflow=on_overflow,
+    )
+    session = ChatSession(talk, ChatView(json), model)
+    _introduce(session)
+    if load is not None:
+        load_conversation(session, load)
+    converse(session, prompt, history)
+    if json:
+        _print_json(session)
+
+
+def _layout(model: str, template: Path | None) -> ChatLayout:
+    from quantlab.checkpoint import load_tokenizer
+    from quantlab.checkpoint.chat_text import chat_template, read_template
+    from quantlab.generation.chat_layout import chat_layout
+
+    given = read_template(template) if template is not None else None
+    return chat_layout(chat_template(model) if given is None else given, load_tokenizer(model))
+
+
+def _introduce(session: ChatSession) -> None:
+    layout, view = session.chat.conversation.layout, session.view
+    if sys.stderr.isatty():
+        engine = session.chat.engine
+        view.note(f"[{session.model}: {engine.name} engine, context of {engine.context} tokens; /help lists commands]")
+    if layout.template is None:
+        view.note("[the model has no chat template; it reads plain lines that begin with User: and Assistant:]")
+    elif layout.folds_system and session.chat.conversation.system:
+        view.note("[the model's chat template takes no system prompt; it leads the first message instead]")
+
+
+def _print_json(session: ChatSession) -> None:
+    from quantlab.generation.conversation_file import all_messages
+
+    conversation, engine = session.chat.conversation, session.chat.engine
+    messages = all_messages(conversation.system, conversation.messages)
+    stats = asdict(session.chat.stats())
+    print(json_module.dumps({"messages": messages, "model": session.model, "engine": engine.name, "stats": stats}))

@@ -1,0 +1,129 @@
+"""Lines that are edited on a terminal, by the readline library where Python has it."""
+
+from __future__ import annotations
+
+import sys
+import termios
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from quantlab.cli.chat_input import CONTINUED, PROMPT
+from quantlab.cli.chat_view import BOLD, RESET, has_style
+
+HISTORY_LINES = 1000
+
+
+@contextmanager
+def open_terminal(words: Sequence[str], history: Path | None) -> Iterator[Terminal]:
+    """Standard input and output as a terminal.
+
+    Args:
+        words: that the Tab key completes at the beginning of a line.
+        history: a file that keeps the lines from session to session; the arrow keys bring them back.
+
+    Raises:
+        InputError: the file cannot be read or written, or this Python cannot keep one.
+    """
+    readline = _readline()
+    if history is not None:
+        _read_history(readline, history)
+    if readline is not None:
+        readline.parse_and_bind("set enable-bracketed-paste on")  # several pasted lines are one
+        readline.parse_and_bind("tab: complete")
+        readline.set_completer_delims(" \t\n")
+        readline.set_completer(lambda text, state: _completion(words, readline.get_line_buffer(), text, state))
+    try:
+        yield Terminal(readline)
+    finally:
+        if history is not None:
+            _write_history(readline, history)
+
+
+class Terminal:
+    """Asks for lines."""
+
+    def __init__(self, readline: ModuleType | None) -> None:
+        self._continues = False
+        self._typed: Callable[[], str] = str if readline is None else readline.get_line_buffer
+        self._prompts = (PROMPT, CONTINUED)
+        if readline is not None and has_style(sys.stdout):
+            self._prompts = (_bold(PROMPT), _bold(CONTINUED))
+
+    def read(self, continues: bool) -> str | None:
+        """The next line; None at Ctrl-D. A paste of several lines is one.
+
+        Raises:
+            InputError: it is not UTF-8 text.
+        """
+        from quantlab.errors import InputError
+
+        self._continues = continues
+        try:
+            line = input(self._prompts[continues])
+            line.encode("utf-8")
+        except EOFError:
+            print()
+            return None
+        except UnicodeError:  # Python stands surrogates in for bytes that are no UTF-8
+            raise InputError("that is not UTF-8 text") from None
+        return line
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Show nothing of what is typed meanwhile until a line is asked for; Ctrl-C throws none of it away, nor what
+        has been written and is not on the screen yet.
+        """
+        modes = termios.tcgetattr(sys.stdin)
+        local = modes[3] & ~termios.ECHO | termios.NOFLSH
+        try:
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, [*modes[:3], local, *modes[4:]])
+            yield
+        finally:
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, modes)
+
+    def has_text(self) -> bool:
+        """Whether something had been typed when reading was broken off."""
+        return self._continues or bool(self._typed())
+
+
+def _readline() -> ModuleType | None:
+    try:
+        import readline
+    except ImportError:  # lines are edited as the system does it
+        return None
+    return readline
+
+
+def _bold(prompt: str) -> str:
+    # What lies between \001 and \002 takes no place on the line.
+    return f"\001{BOLD}\002{prompt}\001{RESET}\002"
+
+
+def _completion(words: Sequence[str], line: str, text: str, state: int) -> str | None:
+    found = [word for word in words if line == text and text.startswith("/") and word.startswith(text)]
+    return found[state] if state < len(found) else None
+
+
+def _read_history(readline: ModuleType | None, file: Path) -> None:
+    from quantlab.errors import InputError
+
+    if readline is None:
+        raise InputError("--history: this Python was built without readline; leave it out")
+    try:
+        if file.exists():
+            readline.read_history_file(file)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def _write_history(readline: ModuleType | None, file: Path) -> None:
+    from quantlab.errors import InputError
+
+    assert readline is not None, "refused before"
+    readline.set_history_length(HISTORY_LINES)
+    try:
+        readline.write_history_file(file)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written: {error.strerror}") from None
