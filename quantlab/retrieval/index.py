@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from quantlab.errors import InputError
-from quantlab.retrieval.embedding import PROBE, Embedder, load_embedder, same_model
+from quantlab.retrieval.embedding import PROBE, Embedder, QuestionEmbedder, find_model, load_embedder, same_model
 from quantlab.retrieval.fusion import reciprocal_ranks
 from quantlab.retrieval.passages import Passage
+from quantlab.retrieval.question_encoder import question_encoder
 from quantlab.retrieval.store import Hit, Store, open_store
 
 METHODS = ("hybrid", "vector", "keyword")
@@ -34,7 +35,7 @@ class Index:
         self.store = store
         self._chosen = embedder if embedder is not None else store.settings.embedding_model
         self._say = say
-        self._embedder: Embedder | None = None
+        self._embedder: QuestionEmbedder | None = None
 
     @property
     def complete(self) -> bool:
@@ -64,7 +65,7 @@ class Index:
 
     def _vector(self, query: str) -> np.ndarray:
         if self._embedder is None:
-            self._embedder = chosen_embedder(self.store, self._chosen, self._say)
+            self._embedder = _question_embedder(self.store, self._chosen, self._say)
         return self._embedder.query(query)
 
 
@@ -95,13 +96,29 @@ def chosen_embedder(store: Store, chosen: str | Embedder, say: Callable[[str], N
         InputError: it cannot be loaded, or is another model than the index was made with.
     """
     embedder = load_embedder(chosen, say) if isinstance(chosen, str) else chosen
-    if not same_model(embedder.documents([PROBE])[0], np.asarray(store.settings.probe, dtype=np.float32)):
+    if not _made(store, embedder):
         raise InputError(
             f"{store.uri}: was made with another embedding model ({store.settings.embedding_model}, "
             f"{store.settings.dimension} dimensions) than {embedder.name}; use that one, or embed everything anew "
             f"with: quantlab index --rebuild"
         )
     return embedder
+
+
+def _question_embedder(store: Store, chosen: str | Embedder, say: Callable[[str], None] | None) -> QuestionEmbedder:
+    """The same for questions alone: without torch where numpy gives the vectors that the index has.
+
+    Raises:
+        InputError: as `chosen_embedder`.
+    """
+    if not isinstance(chosen, str):
+        return chosen_embedder(store, chosen)
+    encoder = question_encoder(*find_model(chosen, say))
+    return encoder if encoder is not None and _made(store, encoder) else chosen_embedder(store, chosen)
+
+
+def _made(store: Store, embedder: QuestionEmbedder) -> bool:
+    return same_model(embedder.documents([PROBE])[0], np.asarray(store.settings.probe, dtype=np.float32))
 
 
 def _check_query(query: str) -> None:
