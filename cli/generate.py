@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from quantlab.cli.console import check_threads, print_json
 from quantlab.cli.generation_options import (
+    DraftModel,
+    DraftTokens,
     FrequencyPenalty,
     LogitBias,
     MaxTokens,
@@ -16,6 +19,7 @@ from quantlab.cli.generation_options import (
     PresencePenalty,
     RepetitionPenalty,
     Seed,
+    Speculation,
     Stop,
     Temperature,
     TopK,
@@ -36,8 +40,15 @@ from quantlab.cli.template_options import (
     Shots,
     Template,
     Trigger,
+    is_given,
     refuse_without_template,
 )
+
+if TYPE_CHECKING:
+    from quantlab.generation.generator import Timings
+
+# Parameters that templates do not take.
+PLAIN_ONLY = ("speculation", "draft_model", "num_draft_tokens", "logprobs", "prompt_logprobs")
 
 
 def generate(
@@ -67,6 +78,15 @@ def generate(
     passages: PassageFiles = None,
     passage_tokens: PassageTokens = None,
     ignore_chat_template: IgnoreChatTemplate = False,
+    speculation: Speculation = "auto",
+    draft_model: DraftModel = None,
+    num_draft_tokens: DraftTokens = 15,
+    logprobs: Annotated[
+        int | None, typer.Option("--logprobs", help="Tell ln p of each token and so many alternatives (--json).")
+    ] = None,
+    prompt_logprobs: Annotated[
+        int | None, typer.Option("--prompt-logprobs", help="The same of the prompt's tokens (--json).")
+    ] = None,
     engine: Engine = "auto",
     adapter: Adapters = None,
     threads: Threads = None,
@@ -86,10 +106,12 @@ def generate(
         logit_bias,
         seed,
     )
+    _check_shown(json, {"--logprobs": logprobs, "--prompt-logprobs": prompt_logprobs})
     adapters = weighted_adapters(adapter)
     text = _standard_input() if prompt == "-" else _checked(prompt)
     check_threads(threads)
     if template is not None:
+        _refuse_with_template(context)
         answer_by_template(context, text, params, {"engine": engine, "threads": threads, "adapters": adapters})
         return
     refuse_without_template(context)
@@ -105,6 +127,11 @@ def generate(
         engine=engine,
         threads=threads,
         adapters=adapters,
+        speculation=speculation,
+        draft_model=draft_model,
+        draft_tokens=num_draft_tokens,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
     )
     if json:
         print_json(result)
@@ -113,10 +140,30 @@ def generate(
     timings = result.timings
     print(
         f"[{result.engine} engine: {timings.prompt_tokens} prompt tokens at {timings.prefill_tokens_per_second:.0f}/s, "
-        f"{timings.generated_tokens} generated at {timings.decode_tokens_per_second:.1f}/s, "
+        f"{timings.generated_tokens} generated at {timings.decode_tokens_per_second:.1f}/s, {_drafts(timings)}"
         f"ended by {result.finish_reason}]",
         file=sys.stderr,
     )
+
+
+def _drafts(timings: Timings) -> str:
+    if not timings.drafted_tokens:
+        return ""
+    return f"{timings.accepted_tokens} of {timings.drafted_tokens} drafted tokens accepted, "
+
+
+def _refuse_with_template(context: typer.Context) -> None:
+    from quantlab.errors import InputError
+
+    if given := [name for name in PLAIN_ONLY if is_given(context, name)]:
+        raise InputError(f"--{given[0].replace('_', '-')} is for a plain prompt; leave it or --template out")
+
+
+def _check_shown(json: bool, counts: Mapping[str, int | None]) -> None:
+    from quantlab.errors import InputError
+
+    if asked := [option for option, count in counts.items() if count is not None and not json]:
+        raise InputError(f"{asked[0]} is part of the JSON object; add --json")
 
 
 def _show(piece: str) -> None:

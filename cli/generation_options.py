@@ -25,6 +25,17 @@ LogitBias = Annotated[
 ]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="End at this string; may be repeated.")]
 Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same text.")]
+Speculation = Annotated[
+    str,
+    typer.Option(
+        "--speculation", help="auto: draft tokens where that pays; lookup: wherever the text repeats; off. Same text."
+    ),
+]
+DraftModel = Annotated[
+    str | None,
+    typer.Option("--draft-model", "--draft", metavar="MODEL", help="A smaller model, same tokenizer, that drafts."),
+]
+DraftTokens = Annotated[int, typer.Option("--num-draft-tokens", help="Tokens of a draft at most.")]
 
 
 def sampling_params(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from quantlab.errors import InputError
+from quantlab.generation.drafts import Offer
 
 
 class Constraint(Protocol):
@@ -21,6 +22,33 @@ class Constraint(Protocol):
 
     def take(self, token: int) -> None:
         """The next token, which was allowed."""
+
+
+@runtime_checkable
+class Foreseeing(Protocol):
+    """A constraint that knows at some places what has to come."""
+
+    def forced(self) -> list[int]:
+        """Tokens that will probably come next: the text is certain, how tokens divide it may not be."""
+
+
+class ForcedTokens:
+    """What a constraint forces, as drafts; see `Drafter`."""
+
+    odds: tuple[float, ...] = (0.95,)
+
+    def __init__(self, constraint: Foreseeing) -> None:
+        self._constraint = constraint
+        self._forced: list[int] = []
+
+    def offer(self, text: list[int]) -> Offer | None:
+        """See `Drafter`."""
+        self._forced = self._constraint.forced()
+        return Offer(0, len(self._forced)) if self._forced else None
+
+    def draft(self, text: list[int], count: int) -> list[int]:
+        """See `Drafter`."""
+        return self._forced[:count]
 
 
 class Masking:

@@ -10,6 +10,7 @@ import numpy as np
 
 from quantlab.generation.constraints import Constraint, Masking
 from quantlab.generation.sampling import Sampler
+from quantlab.generation.speculation import Speculation
 
 if TYPE_CHECKING:
     from quantlab.generation.engine import Engine
@@ -19,16 +20,24 @@ class Decoding(Iterator[int]):
     """The tokens that follow an engine's sequence, drawn as they are asked for.
 
     It ends at `max_tokens`, behind the context's last place, or when the constraint has finished. A token becomes part
-    of the engine's sequence when the next one is asked for; so the last one does not. Closed or left early, by an
-    exception or Ctrl-C too, the sequence ends with the token before the last one that was given out.
+    of the engine's sequence when the next one is asked for; so the last one does not. Speculating, the engine may be
+    ahead; but closed or left, by an exception or Ctrl-C too, the sequence ends before the last token given out.
 
     Attributes:
         logits: fp32 [vocabulary], the model's own, that the last token was drawn from.
     """
 
-    def __init__(self, engine: Engine, sampler: Sampler, max_tokens: int, constraint: Constraint | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        sampler: Sampler,
+        max_tokens: int,
+        constraint: Constraint | None = None,
+        speculation: Speculation | None = None,
+    ) -> None:
         self._engine, self._sampler, self._max_tokens = engine, sampler, max_tokens
         self._constraint, self._masking = constraint, Masking(engine.vocabulary)
+        self._speculation = speculation if engine.exact_batches else None
         self._tokens = self._drawn()
         self.logits = np.empty(0, np.float32)
 
@@ -49,14 +58,30 @@ class Decoding(Iterator[int]):
 
     def _drawn(self) -> Generator[int, None, None]:
         engine = self._engine
-        prompt = engine.position  # what the sequence holds before the first draw was not generated
-        for count in range(self._max_tokens):
-            self.logits = engine.logits()
-            token = self._draw(engine.tokens, prompt)
-            yield token
-            if engine.position >= engine.context or count + 1 == self._max_tokens or self._has_finished():
-                return
-            engine.append([token])
+        text = list(engine.tokens)
+        prompt = known = len(text)  # what the sequence holds before the first draw was not generated
+        end = min(prompt + self._max_tokens, engine.context + 1)
+        draft: list[int] = []
+        rows = [engine.logits()]  # behind the text, and behind each token of the draft
+        accepted = 0
+        try:
+            while True:
+                for row in rows:
+                    known, self.logits = len(text), row
+                    token = self._draw(text, prompt)
+                    text.append(token)
+                    is_drafted = accepted < len(draft) and token == draft[accepted]
+                    accepted += is_drafted
+                    yield token
+                    if len(text) == end or self._has_finished():
+                        return
+                    if not is_drafted:
+                        break
+                self._settle(accepted, known)
+                draft, rows = self._passed(text, end - 1 - len(text))
+                accepted = 0
+        finally:
+            self._settle(accepted, known)
 
     def _draw(self, text: list[int], prompt: int) -> int:
         logits = self.logits
@@ -69,3 +94,26 @@ class Decoding(Iterator[int]):
 
     def _has_finished(self) -> bool:
         return self._constraint is not None and self._constraint.finished
+
+    def _passed(self, text: list[int], room: int) -> tuple[list[int], list[np.ndarray]]:
+        """A draft of at most `room` tokens, which may be none, and logits behind the text and each of its tokens."""
+        engine, speculation = self._engine, self._speculation
+        if speculation is None:
+            engine.append(text[-1:])
+            return [], [engine.logits()]
+        draft = speculation.draft(text, room)
+        if draft:
+            rows = list(engine.append_all([text[-1], *draft]))
+        else:
+            engine.append(text[-1:])
+            rows = [engine.logits()]
+        speculation.passed()
+        return draft, rows
+
+    def _settle(self, accepted: int, known: int) -> None:
+        """Take back what was appended behind the first `known` tokens; `logits` are those behind them."""
+        if self._speculation is not None:
+            self._speculation.settle(accepted, known)
+        if self._engine.position > known:
+            self._engine.rewind(known)
+            self._engine.take((), self.logits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -12,8 +12,10 @@ from quantlab.generation.branches import Branches
 from quantlab.generation.constraints import Constraint
 from quantlab.generation.decoding import Decoding
 from quantlab.generation.sampling import Sampler, SamplingParams
+from quantlab.generation.speculation import Speculation
 
 PREFILL_CHUNK = 512  # tokens per forward pass: bounds the memory of a long prompt
+ROWS_CHUNK = 64  # the same where the logits of all tokens are wanted, 128 KB each for a vocabulary of 32,000
 
 
 class Engine(ABC):
@@ -22,6 +24,7 @@ class Engine(ABC):
     Attributes:
         name: what reports call the engine.
         has_branches: whether `branches` can be called.
+        exact_batches: whether logits have the same bits however many tokens come at once.
         context: the most tokens that the sequence can have.
         vocabulary: the number of token ids.
         tokens: the sequence so far.
@@ -29,6 +32,7 @@ class Engine(ABC):
 
     name: str
     has_branches = False
+    exact_batches: bool
     context: int
     vocabulary: int
 
@@ -65,13 +69,34 @@ class Engine(ABC):
             self.append(token_ids[start : start + step])
         return common
 
+    def prefill_all(self, token_ids: Sequence[int]) -> Iterator[np.ndarray]:
+        """Make the sequence `token_ids`, computing all of it; fp32 [tokens, vocabulary] after each, part by part.
+
+        The sequence is complete when the last part has been taken.
+
+        Raises:
+            InputError: see `prefill`; on asking for the first part.
+        """
+        token_ids = self._checked(token_ids)
+        self.rewind(0)
+        for start in range(0, len(token_ids), ROWS_CHUNK):
+            yield self.append_all(token_ids[start : start + ROWS_CHUNK])
+
     def logits(self) -> np.ndarray:
         """fp32 [vocabulary] for the next token."""
         assert self._logits is not None, "prefill first"
         return self._logits
 
-    def decode(self, params: SamplingParams, max_tokens: int, constraint: Constraint | None = None) -> Decoding:
+    def decode(
+        self,
+        params: SamplingParams,
+        max_tokens: int,
+        constraint: Constraint | None = None,
+        speculation: Speculation | None = None,
+    ) -> Decoding:
         """Draw tokens until `max_tokens`, the context's end, or the constraint has finished; see `Decoding`.
+
+        `speculation` changes how long it takes and nothing else; engines without `exact_batches` leave it alone.
 
         What the sequence holds before the first draw is the prompt: presence and frequency penalties count the rest.
 
@@ -79,7 +104,7 @@ class Engine(ABC):
             InputError: a logit bias for an id outside the vocabulary; while drawing, logits that are not numbers, or
                 a constraint that allows no token.
         """
-        return Decoding(self, Sampler(params, self.vocabulary), max_tokens, constraint)
+        return Decoding(self, Sampler(params, self.vocabulary), max_tokens, constraint, speculation)
 
     def rewind(self, position: int) -> None:
         """Forget all tokens from `position` on; those before it stay cached.
@@ -97,10 +122,16 @@ class Engine(ABC):
     def append(self, token_ids: list[int]) -> None:
         """Add tokens to the sequence, whose ids and number have been checked."""
         self._forget(self.position)
-        logits = self._forward(token_ids)
-        self._take(token_ids, logits)
+        self.take(token_ids, self._forward(token_ids, 1)[-1])
 
-    def _take(self, token_ids: Sequence[int], logits: np.ndarray) -> None:
+    def append_all(self, token_ids: Sequence[int]) -> np.ndarray:
+        """As `append`; fp32 [tokens, vocabulary] after each of them."""
+        self._forget(self.position)
+        logits = self._forward(list(token_ids), len(token_ids))
+        self.take(token_ids, logits[-1])
+        return logits
+
+    def take(self, token_ids: Sequence[int], logits: np.ndarray) -> None:
         """Count tokens that the cache holds; `logits` follow the last."""
         self._logits = None
         self.tokens.extend(token_ids)
@@ -127,8 +158,8 @@ class Engine(ABC):
         return [int(i) for i in token_ids]
 
     @abstractmethod
-    def _forward(self, token_ids: list[int]) -> np.ndarray:
-        """Append to the cache; fp32 [vocabulary] after the last token."""
+    def _forward(self, token_ids: list[int], wanted: int) -> np.ndarray:
+        """Append to the cache; fp32 [wanted, vocabulary] after the last tokens."""
 
     @abstractmethod
     def _forget(self, position: int) -> None:

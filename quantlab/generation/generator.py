@@ -12,28 +12,44 @@ from quantlab.adapters.combine import Source as AdapterSource
 from quantlab.checkpoint import Tokenizer, load_tokenizer
 from quantlab.errors import InputError
 from quantlab.generation.constraints import Constraint
+from quantlab.generation.drafters import DRAFT_TOKENS, check_speculation, load_draft_model, speculation_for
 from quantlab.generation.engine import Engine
 from quantlab.generation.engines import open_engine
+from quantlab.generation.log_probabilities import (
+    TokenLogprob,
+    check_alternatives,
+    prefill_with_logprobs,
+    token_logprob,
+)
 from quantlab.generation.sampling import SamplingParams
+from quantlab.generation.text_stream import TextStream
 
 FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Token counts and speeds; `cached_tokens` of the prompt needed no computing."""
+    """Token counts and speeds; `cached_tokens` of the prompt needed no computing. Of the `drafted_tokens` that were
+    verified in passes over several tokens, `accepted_tokens` were those that the sampler drew.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     generated_tokens: int
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Completion:
     """The generated part. `token_ids` holds every generated token, the end token and a stop string's included; `text`
-    holds neither. `finish_reason` is "stop" at either or where a constraint is complete, "length" at a limit.
+    holds neither. `finish_reason` is "stop" at either or where a constraint is complete, "length" at a limit
+    (what a constraint had not completed then is cut, and may be no JSON yet).
+
+    `logprobs` and `prompt_logprobs` have an entry for each generated token and each of the prompt's, where they were
+    asked for; that of the prompt's first token is None.
     """
 
     text: str
@@ -41,6 +57,8 @@ class Completion:
     finish_reason: FinishReason
     engine: str
     timings: Timings
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
 
 
 def generate(
@@ -54,6 +72,11 @@ def generate(
     engine: str = "auto",
     threads: int | None = None,
     adapters: Sequence[AdapterSource] | None = None,
+    speculation: str = "auto",
+    draft_model: str | Path | None = None,
+    draft_tokens: int = DRAFT_TOKENS,
+    logprobs: int | None = None,
+    prompt_logprobs: int | None = None,
 ) -> Completion:
     """Load `model` and continue `prompt`; see `complete`.
 
@@ -61,11 +84,15 @@ def generate(
         engine: "auto", "native" or "torch"; see `engines.open_engine`.
         threads: to compute with; by default one a core.
         adapters: low-rank updates to compute beside the weights; see `load_engine`.
+        draft_model: a smaller model with the same tokenizer.
 
     Raises:
-        InputError: the model or an adapter cannot be loaded, or the prompt or a parameter is wrong.
+        InputError: a model or an adapter cannot be loaded, the draft model has another tokenizer, or the prompt or a
+            parameter is wrong.
     """
+    check_speculation(speculation, draft_tokens, has_draft_model=draft_model is not None)
     tokenizer = load_tokenizer(model)
+    drafting = None if draft_model is None else load_draft_model(draft_model, model, tokenizer, threads)
     return complete(
         open_engine(model, engine, threads=threads, adapters=adapters),
         tokenizer,
@@ -74,6 +101,11 @@ def generate(
         params=params,
         stop=stop,
         on_text=on_text,
+        speculation=speculation,
+        draft_model=drafting,
+        draft_tokens=draft_tokens,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
     )
 
 
@@ -87,6 +119,11 @@ def complete(
     stop: Sequence[str] = (),
     on_text: Callable[[str], None] | None = None,
     constraint: Constraint | None = None,
+    speculation: str = "auto",
+    draft_model: Engine | None = None,
+    draft_tokens: int = DRAFT_TOKENS,
+    logprobs: int | None = None,
+    prompt_logprobs: int | None = None,
 ) -> Completion:
     """Continue `prompt` by up to `max_tokens` tokens.
 
@@ -97,23 +134,37 @@ def complete(
         stop: strings that end the text; they are not part of it.
         on_text: called with each piece of text as soon as it is certain.
         constraint: what may be generated; used up by the call.
+        speculation: "auto", "lookup" or "off"; see `drafters.speculation_for`. The text is the same.
+        draft_model: the engine of a smaller model with the same vocabulary.
+        draft_tokens: that are verified in one pass, at most.
+        logprobs: tell of each generated token its log-probability, and those of so many alternatives.
+        prompt_logprobs: the same of the prompt's tokens, all of which are computed then.
 
     Raises:
         InputError: an empty stop string, a prompt longer than the context, no room to generate, or a constraint that
             allows no token.
     """
     check_limits(max_tokens, stop)
+    check_alternatives(logprobs, "logprobs")
+    check_alternatives(prompt_logprobs, "prompt logprobs")
     params = params or SamplingParams()
     prompt_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    speculating = speculation_for(
+        speculation, engine, params, len(prompt_ids),
+        constraint=constraint, draft_model=draft_model, draft_tokens=draft_tokens,
+    )  # fmt: skip
     # Already here: parameters that are wrong must not cost a prefill.
-    drawn = engine.decode(params, max_tokens, constraint)
+    drawn = engine.decode(params, max_tokens, constraint, speculating)
     started = time.perf_counter()
-    cached = engine.prefill(prompt_ids)
+    cached, told_of_prompt = _prefilled(engine, prompt_ids, prompt_logprobs, tokenizer)
     prefilled = time.perf_counter()
     text = TextStream(tokenizer, prompt_ids, stop, on_text)
+    told: list[TokenLogprob] = []
     has_stopped = False
     with drawn:
         for token in drawn:
+            if logprobs is not None:
+                told.append(token_logprob(drawn.logits, token, logprobs, tokenizer))
             if has_stopped := text.add(token, is_end=token in tokenizer.eos):
                 break
     has_stopped = has_stopped or (constraint is not None and constraint.finished)
@@ -126,9 +177,18 @@ def complete(
         generated_tokens=generated,
         prefill_tokens_per_second=(len(prompt_ids) - cached) / (prefilled - started),
         decode_tokens_per_second=generated / (finished - prefilled),
+        drafted_tokens=0 if speculating is None else speculating.drafted,
+        accepted_tokens=0 if speculating is None else speculating.accepted,
     )
-    finish_reason: FinishReason = "stop" if has_stopped else "length"
-    return Completion(text.text, tuple(text.token_ids), finish_reason, engine.name, timings)
+    return Completion(
+        text=text.text,
+        token_ids=tuple(text.token_ids),
+        finish_reason="stop" if has_stopped else "length",
+        engine=engine.name,
+        timings=timings,
+        logprobs=None if logprobs is None else tuple(told),
+        prompt_logprobs=told_of_prompt,
+    )
 
 
 def check_limits(max_tokens: int, stop: Sequence[str]) -> None:
@@ -143,75 +203,10 @@ def check_limits(max_tokens: int, stop: Sequence[str]) -> None:
         raise InputError("a stop string is empty")
 
 
-class TextStream:
-    """Generated tokens as text, released as soon as neither a following token nor a stop string can change it."""
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        prompt_ids: Sequence[int],
-        stop: Sequence[str],
-        on_text: Callable[[str], None] | None,
-    ) -> None:
-        self.token_ids: list[int] = []
-        self.text = ""  # released
-        self._tokenizer, self._stop, self._on_text = tokenizer, tuple(stop), on_text
-        self._decoded = ""
-        # Decoded behind a few tokens that are text already: decoders treat the start of a text differently.
-        self._recent = self._tail(prompt_ids)
-        self._known = len(self._recent)  # how many of the recent tokens are text already
-
-    def add(self, token: int, *, is_end: bool) -> bool:
-        """Take one token; True when the text ends with it."""
-        self.token_ids.append(token)
-        if is_end:
-            return True
-        self._recent.append(token)
-        piece = self._new_text()
-        if piece.endswith("\ufffd"):  # half a character: the next token may complete it
-            return False
-        self._take(piece)
-        ends = [index for string in self._stop if (index := self._decoded.find(string)) >= 0]
-        if ends:
-            self._decoded = self._decoded[: min(ends)]
-            return True
-        self._release(len(self._decoded) - self._undecided())
-        return False
-
-    def _tail(self, prompt_ids: Sequence[int]) -> list[int]:
-        """The last tokens of the prompt, from the beginning of a character on, which has up to four tokens."""
-        for size in range(4, 8):
-            tail = list(prompt_ids[-size:])
-            if not self._tokenizer.decode(tail).startswith("\ufffd"):
-                break
-        return tail
-
-    def _new_text(self) -> str:
-        known = self._tokenizer.decode(self._recent[: self._known])
-        text = self._tokenizer.decode(self._recent)
-        if text.startswith(known):
-            return text[len(known) :]
-        return self._tokenizer.decode(self._recent[self._known :])  # stray bytes would spoil the known ones before them
-
-    def _take(self, piece: str) -> None:
-        self._decoded += piece
-        self._recent = self._recent[self._known :] if piece else self._recent
-        self._known = len(self._recent)
-
-    def flush(self) -> None:
-        """Release what is left; no token follows."""
-        if len(self._recent) > self._known:
-            self._take(self._new_text())
-        self._release(len(self._decoded))
-
-    def _release(self, length: int) -> None:
-        piece = self._decoded[len(self.text) : length]
-        if piece:
-            self.text += piece
-            if self._on_text is not None:
-                self._on_text(piece)
-
-    def _undecided(self) -> int:
-        """Characters at the end that may be the beginning of a stop string."""
-        prefixes = (string[:size] for string in self._stop for size in range(len(string) - 1, 0, -1))
-        return max((len(p) for p in prefixes if self._decoded.endswith(p)), default=0)
+def _prefilled(
+    engine: Engine, prompt_ids: Sequence[int], alternatives: int | None, tokenizer: Tokenizer
+) -> tuple[int, tuple[TokenLogprob | None, ...] | None]:
+    """How many tokens came from the cache, and what was asked about them."""
+    if alternatives is None:
+        return engine.prefill(prompt_ids), None
+    return 0, prefill_with_logprobs(engine, prompt_ids, alternatives, tokenizer)

@@ -80,6 +80,7 @@ class NativeEngine(Engine):
 
     name = "native"
     has_branches = True
+    exact_batches = True
 
     def __init__(
         self,
@@ -191,14 +192,6 @@ class NativeEngine(Engine):
         self.rewind(0)
         return self.append_all(token_ids)
 
-    def append_all(self, token_ids: Sequence[int]) -> np.ndarray:
-        """As `append`; fp32 [tokens, vocabulary] after each of them."""
-        self._forget(self.position)
-        logits = np.empty((len(token_ids), self.vocabulary), np.float32)
-        self._decoder.append(np.asarray(token_ids, np.int32), logits)
-        self._take(token_ids, logits[-1])
-        return logits
-
     def branches(self, count: int, room: int) -> Branches:
         """See `Engine.branches`; a row of their logits has the bits of the sequence continued by that branch alone."""
         self._forget(self.position)
@@ -239,10 +232,10 @@ class NativeEngine(Engine):
         model = f"{self.fingerprint} {fingerprint_of(self.adapters)}".strip()
         return {"fingerprint": model, "kv": self.kv, "activations": self.activations}
 
-    def _forward(self, token_ids: list[int]) -> np.ndarray:
-        logits = np.empty((1, self.vocabulary), np.float32)
+    def _forward(self, token_ids: list[int], wanted: int) -> np.ndarray:
+        logits = np.empty((wanted, self.vocabulary), np.float32)
         self._decoder.append(np.asarray(token_ids, np.int32), logits)
-        return logits[0]
+        return logits
 
     def _forget(self, position: int) -> None:
         self._decoder.rewind(position)

@@ -12,8 +12,9 @@ from quantlab.checkpoint import Tokenizer
 from quantlab.errors import InputError
 from quantlab.generation.constraints import Constraint, Masking
 from quantlab.generation.engine import Engine
-from quantlab.generation.generator import Completion, TextStream, Timings, check_limits, complete
+from quantlab.generation.generator import Completion, Timings, check_limits, complete
 from quantlab.generation.sampling import Sampler, SamplingParams
+from quantlab.generation.text_stream import TextStream
 
 
 def complete_many(

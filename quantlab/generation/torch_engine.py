@@ -18,6 +18,7 @@ class TorchEngine(Engine):
     """See `Engine`; the oracle that the native engine is tested against, and what runs where that one cannot."""
 
     name = "torch"
+    exact_batches = False
 
     def __init__(self, model: PreTrainedModel, context: int | None = None) -> None:
         super().__init__()
@@ -29,15 +30,15 @@ class TorchEngine(Engine):
         self._cache = DynamicCache(config=model.config)
 
     @torch.inference_mode()
-    def _forward(self, token_ids: list[int]) -> np.ndarray:
+    def _forward(self, token_ids: list[int], wanted: int) -> np.ndarray:
         ids = torch.tensor([token_ids], device=self.model.device)
         try:
-            output = self.model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            output = self.model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=wanted)
         except BaseException:  # some layers have taken the tokens, others have not
             self.tokens.clear()
             self._cache = DynamicCache(config=self.model.config)
             raise
-        logits: np.ndarray = output.logits[0, -1].to(torch.float32).cpu().numpy()
+        logits: np.ndarray = output.logits[0].to(torch.float32).cpu().numpy()
         return logits
 
     def _forget(self, position: int) -> None:

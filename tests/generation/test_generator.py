@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 import quantlab
 from quantlab.checkpoint import Tokenizer, load_tokenizer
 from quantlab.errors import InputError
-from quantlab.generation.generator import TextStream, complete
+from quantlab.generation.generator import complete
 from quantlab.generation.sampling import SamplingParams
+from quantlab.generation.text_stream import TextStream
 from quantlab.generation.torch_engine import TorchEngine
 from quantlab.loading import load_model
 from quantlab.training.corpus import read_documents

@@ -137,10 +137,11 @@ def test_logits_are_left_as_they_were() -> None:
 class Scripted(Engine):
     """Logits are noise that the number of tokens decides."""
 
-    name, context, vocabulary = "scripted", 100, 50
+    name, exact_batches, context, vocabulary = "scripted", True, 100, 50
 
-    def _forward(self, token_ids: list[int]) -> np.ndarray:
-        return noise(50, self.position + len(token_ids))
+    def _forward(self, token_ids: list[int], wanted: int) -> np.ndarray:
+        end = self.position + len(token_ids)
+        return np.stack([noise(50, place) for place in range(end - wanted + 1, end + 1)])
 
     def _forget(self, position: int) -> None:
         pass
