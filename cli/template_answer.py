@@ -12,6 +12,7 @@ from quantlab.cli.console import print_json
 from quantlab.cli.template_options import is_given, manner_of
 
 if TYPE_CHECKING:
+    from quantlab.generation.examples import Example
     from quantlab.generation.sampling import SamplingParams
     from quantlab.generation.sources import Source
     from quantlab.generation.template_answer import TemplateCompletion
@@ -35,7 +36,6 @@ def answer_by_template(
     from dataclasses import replace
 
     from quantlab.generation.answer_types import checked_answer_type
-    from quantlab.generation.examples import read_examples
     from quantlab.generation.template_answer import answer_question, template_to_answer
     from quantlab.generation.templates import Asked
 
@@ -52,14 +52,19 @@ def answer_by_template(
         question,
         checked_answer_type(options["answer_type"]),
         passages=_passages(options["template"], template, options["passages"] or ()),
-        examples=read_examples(options["examples"], options["shots"]) if options["examples"] else (),
+        examples=_examples(options["template"], template, options["examples"], options["shots"]),
         role=options["role"],
     )
     result = answer_question(
         options["model"],
         asked,
         template,
-        manner=replace(manner, params=_params(context, template, params), stop=tuple(options["stop"] or ())),
+        manner=replace(
+            manner,
+            params=_params(context, template, params),
+            samples=options["samples"] if is_given(context, "samples") else None,
+            stop=tuple(options["stop"] or ()),
+        ),
         ignore_chat_template=options["ignore_chat_template"],
         on_text=None if options["json"] else _show,
         **settings,
@@ -79,6 +84,22 @@ def _params(context: typer.Context, template: Template, params: SamplingParams) 
     if not any(is_given(context, name) for name in SAMPLING):
         return None
     return params if is_given(context, "temp") else replace(params, temperature=template.temperature)
+
+
+def _examples(name: str, template: Template, file: Path | None, shots: int) -> tuple[Example, ...]:
+    """The worked examples that a template shows.
+
+    Raises:
+        InputError: it shows none.
+    """
+    from quantlab.errors import InputError
+    from quantlab.generation.examples import read_examples
+
+    if file is None:
+        return ()
+    if not template.wants_examples:
+        raise InputError(f"--examples: template {name} shows none; add +few-shot")
+    return read_examples(file, shots)
 
 
 def _passages(name: str, template: Template, files: Sequence[Path]) -> Sequence[Source]:

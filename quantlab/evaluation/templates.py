@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -125,6 +125,7 @@ def evaluate_templates(
     templates = {
         name: _with_votes(template, samples, temperature) for name, template in named_templates(names, triggers).items()
     }
+    _check_used(templates.values(), examples is not None, bool(role))
     rows = asked_rows(task, read_task(task, limit, seed), manner.rules)
     shown = read_examples(examples, shots + 1 if shots > 0 else shots) if examples is not None else ()
     form = prompt_format(model, load_tokenizer(model), ignore_chat_template=ignore_chat_template)
@@ -169,6 +170,13 @@ def named_templates(names: Sequence[str], triggers: Sequence[str] = ()) -> dict[
     if triggers and all(template.trigger not in triggers for template in templates.values()):
         raise InputError("--trigger: none of the templates begins a reasoning with it; add zero-shot-cot")
     return templates
+
+
+def _check_used(templates: Collection[Template], has_examples: bool, has_role: bool) -> None:
+    if has_examples and not any(template.wants_examples for template in templates):
+        raise InputError("--examples: none of the templates shows worked examples; add few-shot")
+    if has_role and not any(template.wants_role for template in templates):
+        raise InputError("--role: none of the templates tells the model a role; add role")
 
 
 def _with_votes(template: Template, samples: int | None, temperature: float | None) -> Template:

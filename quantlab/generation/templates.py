@@ -73,6 +73,11 @@ class Template:
         """Whether it has a place for worked examples."""
         return self.examples or (self.layout is not None and "examples" in self.layout.variables)
 
+    @property
+    def wants_role(self) -> bool:
+        """Whether it has a place for a role."""
+        return self.role or (self.layout is not None and "role" in self.layout.variables)
+
 
 TEMPLATES: dict[str, Template] = {
     "zero-shot": Template(),
@@ -82,7 +87,9 @@ TEMPLATES: dict[str, Template] = {
     "few-shot-cot": Template(examples=True, reasoning="written"),
     "self-consistency": Template(reasoning="written", samples=5, temperature=0.7),
     "rag": Template(passages="given"),
-    "cot": Template(reasoning="written"),  # short, to be composed
+    # To be composed: cot for short, and votes without reasoning.
+    "cot": Template(reasoning="written"),
+    "votes": Template(samples=5, temperature=0.7),
     # Controls.
     "closed-book": Template(),
     "oracle": Template(passages="oracle"),

@@ -14,7 +14,7 @@ GREEDY = SamplingParams(temperature=0)
 
 
 class Writer:
-    """A loaded model and how it takes prompts; it remembers what it wrote.
+    """A loaded model and how it takes prompts; it remembers what it wrote until `forget`.
 
     Remembering changes no result: a continuation is a function of the text, its limits and its seed.
     """
@@ -55,3 +55,7 @@ class Writer:
                     self.engine, tokenizer, ids, samples, max_tokens=max_tokens, params=params, stop=stop
                 )
         return self._written[key]
+
+    def forget(self) -> None:
+        """Give up what was written, of which a long run keeps every text."""
+        self._written.clear()

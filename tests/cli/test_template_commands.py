@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hostile_models import Run
 
+from quantlab.generation.asking import ask
 from quantlab.generation.kojima import ANSWER_TOKENS, REASONING_TOKENS
 
 
@@ -87,10 +88,32 @@ def test_wrong_evaluations(refusal: Callable[..., str], model: Path, task: Path,
         (("--template", tmp_path / "bad.jinja"), f"{tmp_path / 'bad.jinja'}: undefined variable questoin; the"),
         (("--template", "cot", "-n", 0), "--max-tokens 0: at least 1 is needed"),
         (("--template", "cot", "--rules", "lax"), "answer rules 'lax': choose one of: strict, kojima"),
+        (("--template", "cot", "--examples", task), "--examples: none of the templates shows worked examples"),
+        (("--template", "cot", "--role", "clerk"), "--role: none of the templates tells the model a role; add role"),
         (("--rules", "strict"), "--rules: means nothing without a --template"),
         (("--samples", 3), "--samples: means nothing without a --template"),
     ):
         assert refusal(*arguments, *options).startswith(fault)
+
+
+def test_an_interrupted_evaluation_leaves_nothing(
+    run: Run, model: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No part of a table, no part of a file."""
+    calls = []
+
+    def interrupted(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return ask(*arguments)
+
+    monkeypatch.setattr("quantlab.evaluation.templates.ask", interrupted)
+    (tmp_path / "out").mkdir()
+    outcome = run("evaluate", model, "--task", task, "--template", "cot", "-n", 2, "--save", tmp_path / "out" / "said")
+    assert (outcome.status, outcome.out) == (130, "")
+    assert outcome.err == "quantlab: interrupted; nothing was left half-written\n"
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 # generate
@@ -197,6 +220,7 @@ def test_wrong_questions(refusal: Callable[..., str], model: Path, tmp_path: Pat
         (("--template", "zero-shot", "--trigger", "Hm"), "--trigger: template zero-shot begins no reasoning with it"),
         (("--template", "cot", "--answer-type", "date"), "answer type 'date': choose one of: number, choice, yes-no"),
         (("--template", "few-shot"), "worked examples are missing; give a file of them with --examples"),
+        (("--template", "cot", "--examples", "x.jsonl"), "--examples: template cot shows none; add +few-shot"),
         (("--role", "clerk"), "--role: means nothing without a --template"),
         (("--template", "self-consistency", "--temp", 0), "5 samples at temperature 0 are all the same"),
         (("--template", "cot", "-p", "word " * 300), "the question takes "),

@@ -188,12 +188,12 @@ def test_reasoning_leaves_room_for_the_answer(writer: Writer) -> None:
         ask(writer, TEMPLATES["zero-shot"], QUESTION, replace(SHORT, samples=3))
 
 
-def test_what_was_written_is_remembered(writer: Writer) -> None:
-    """Two templates with the same prompt cost one run; another model's memory is its own, with the same result."""
+def test_what_was_written_is_remembered_until_forgotten(writer: Writer) -> None:
+    """Two templates with the same prompt cost one run; the next run has the same result."""
     first = ask(writer, TEMPLATES["zero-shot"], QUESTION, SHORT).samples[0].steps[0].completion
     again = ask(writer, find_template("closed-book"), QUESTION, SHORT).samples[0].steps[0].completion
     assert again is first
-    other = Writer(writer.engine, writer.format)
-    anew = ask(other, TEMPLATES["zero-shot"], QUESTION, SHORT).samples[0].steps[0].completion
+    writer.forget()
+    anew = ask(writer, TEMPLATES["zero-shot"], QUESTION, SHORT).samples[0].steps[0].completion
     assert anew is not first
     assert (anew.text, anew.token_ids) == (first.text, first.token_ids)

@@ -109,6 +109,8 @@ def test_pieces_compose() -> None:
     assert reasoned.then == "\nTherefore, the answer (arabic numerals) is"
     assert find_template("few-shot+cot") == TEMPLATES["few-shot-cot"]
     assert find_template("zero-shot+rag") == TEMPLATES["rag"]
+    assert find_template("cot+votes") == TEMPLATES["self-consistency"]
+    assert find_template("zero-shot+votes") == Template(samples=5, temperature=0.7)
     all_of_it = find_template("few-shot-cot+rag+role+self-consistency")
     assert all_of_it == Template(
         examples=True, role=True, passages="given", reasoning="written", samples=5, temperature=0.7
