@@ -137,6 +137,9 @@ class Engine(ABC):
         self.tokens.extend(token_ids)
         self._logits = logits
 
+    def keep(self) -> None:  # noqa: B027 nothing, where an engine has no prompt cache
+        """Write the sequence to the prompt cache, if there is one, as `prefill` does: with what was generated since."""
+
     def branches(self, count: int, room: int) -> Branches:
         """Begin `count` continuations of the sequence, each of up to `room` tokens, that are computed together.
 

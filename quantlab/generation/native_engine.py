@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -32,7 +33,8 @@ from quantlab.generation.decoder_adapters import decoder_adapters
 from quantlab.generation.decoder_description import ACTIVATIONS, NORMS, Description, describe, rotary_table
 from quantlab.generation.decoder_layout import DecoderLayout
 from quantlab.generation.engine import Engine
-from quantlab.generation.memory import check_branches, check_memory, needed_memory
+from quantlab.generation.memory import TILE_POSITIONS, check_branches, check_memory, needed_memory
+from quantlab.generation.prompt_cache import PromptCache
 from quantlab.generation.saved_cache import read_cache, write_cache
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class NativeEngine(Engine):
 
     Attributes:
         adapters: those in use, without the ones of weight 0.
+        prompt_cache: where `prefill` looks sequences up and keeps them, if anywhere.
         weight_bytes: that computing a token reads, adapters' factors included.
 
     Args:
@@ -122,6 +125,7 @@ class NativeEngine(Engine):
         self._base_bytes = loader.weight_bytes
         self._threads = threads or native.default_threads()
         self._fused: tuple[str, ...] = ()
+        self.prompt_cache: PromptCache | None = None
         self._decoder = self._new_decoder()
         self._apply(chosen)
 
@@ -192,6 +196,21 @@ class NativeEngine(Engine):
         self.rewind(0)
         return self.append_all(token_ids)
 
+    def prefill(self, token_ids: Sequence[int], chunk: int | None = None) -> int:
+        """See `Engine.prefill`; with a prompt cache, common prefixes of sequences of other processes count too."""
+        if self.prompt_cache is None:
+            return super().prefill(token_ids, chunk)
+        token_ids = self._checked(token_ids)
+        self.prompt_cache.restore(self, token_ids)
+        common = super().prefill(token_ids, chunk)
+        self.prompt_cache.save(self)
+        return common
+
+    def keep(self) -> None:
+        """See `Engine.keep`."""
+        if self.prompt_cache is not None:
+            self.prompt_cache.save(self)
+
     def branches(self, count: int, room: int) -> Branches:
         """See `Engine.branches`; a row of their logits has the bits of the sequence continued by that branch alone."""
         self._forget(self.position)
@@ -204,10 +223,7 @@ class NativeEngine(Engine):
         Raises:
             InputError: the file cannot be written.
         """
-        self._forget(self.position)
-        cache = np.empty(self._decoder.cache_bytes(self.position), np.uint8)
-        self._decoder.export_cache(cache)
-        write_cache(Path(path), self._identity(), self.tokens, cache)
+        write_cache(Path(path), self.identity(), self.tokens, self.cache_of(0, self.position))
 
     def restore(self, path: str | Path) -> bool:
         """Take over a saved sequence; `prefill` then reuses its common prefix, with the bits of a cold run.
@@ -216,21 +232,51 @@ class NativeEngine(Engine):
             Whether it was taken over: not if the file is missing, damaged, longer than the context, or saved with other
             weights, adapters, cache or activation types; the engine is as it was then.
         """
-        found = read_cache(Path(path), self._identity())
+        found = read_cache(Path(path), self.identity())
         if found is None:
             return False
         tokens, cache = found
-        fits = 0 < len(tokens) <= self.context and cache.nbytes == self._decoder.cache_bytes(len(tokens))
-        if not fits or not all(0 <= token < self.vocabulary for token in tokens):
+        if not self._is_cache(tokens, cache) or len(tokens) > self.context:
             return False
-        self.tokens, self._logits = [], None  # until the cache is theirs
-        self._decoder.import_cache(cache, len(tokens))
-        self.tokens = tokens
+        self.rewind(0)
+        return self.take_cache(tokens, cache, len(tokens))
+
+    def cache_of(self, first: int, last: int) -> np.ndarray:
+        """The keys and values of tokens first .. last - 1, uint8; `first` is a multiple of 16."""
+        self._forget(self.position)
+        cache = np.empty(self._decoder.cache_bytes(last - first), np.uint8)
+        self._decoder.export_cache(cache, first, last)
+        return cache
+
+    def take_cache(self, tokens: list[int], cache: np.ndarray, count: int) -> bool:
+        """Append the first `count` of these tokens, whose cache is given, to a sequence that ends with a whole tile.
+
+        Returns:
+            Whether they were: not if these tokens cannot have such a cache; the engine is as it was then.
+        """
+        if not self._is_cache(tokens, cache):
+            return False
+        if count < len(tokens):  # some tiles of each head's keys and values
+            sizes = self.description.sizes
+            tiles = cache.reshape(2 * sizes.blocks * sizes.kv_heads, _tiles(len(tokens)), -1)
+            cache = np.ascontiguousarray(tiles[:, : _tiles(count)]).reshape(-1)
+        self._logits = None
+        self._decoder.import_cache(cache, self.position, self.position + count)
+        self.tokens.extend(tokens[:count])
         return True
 
-    def _identity(self) -> dict[str, str]:
+    def _is_cache(self, tokens: Sequence[int], cache: np.ndarray) -> bool:
+        known = len(tokens) > 0 and all(0 <= token < self.vocabulary for token in tokens)
+        return known and cache.nbytes == _tiles(len(tokens)) * self._decoder.cache_bytes(1)
+
+    def identity(self) -> dict[str, str]:
+        """What a cache depends on besides the tokens."""
         model = f"{self.fingerprint} {fingerprint_of(self.adapters)}".strip()
-        return {"fingerprint": model, "kv": self.kv, "activations": self.activations}
+        identity = {"fingerprint": model, "kv": self.kv, "activations": self.activations}
+        scaled = [rope for rope in self.description.ropes if rope.kind == "longrope"]
+        if any(self.context > rope.original_context for rope in scaled):
+            identity["positions"] = "long"  # of a longer text, angles are others from the first token on
+        return identity
 
     def _forward(self, token_ids: list[int], wanted: int) -> np.ndarray:
         logits = np.empty((wanted, self.vocabulary), np.float32)
@@ -239,6 +285,11 @@ class NativeEngine(Engine):
 
     def _forget(self, position: int) -> None:
         self._decoder.rewind(position)
+
+
+def _tiles(tokens: int) -> int:
+    """That the cache of so many tokens has."""
+    return math.ceil(tokens / TILE_POSITIONS)
 
 
 def load_native(

@@ -140,23 +140,33 @@ def test_caches_of_another_length():
     one = decoder()
     one.append(ids(1, 2, 3), logits())
     cache = np.zeros(one.cache_bytes(3), np.uint8)
-    one.export_cache(cache)
+    one.export_cache(cache, 0, 3)
     expected = f"expected {len(cache)}, those of the cache of 3 tokens"
     with pytest.raises(ValueError, match=f"bytes has {len(cache) - 1} bytes; {expected}"):
-        one.export_cache(cache[1:])
+        one.export_cache(cache[1:], 0, 3)
     with pytest.raises(ValueError, match=f"bytes has 0 bytes; {expected}"):
-        one.import_cache(cache[:0], 3)
-    for positions in (-1, 41, 2**31 - 1):
+        one.import_cache(cache[:0], 0, 3)
+    for first in (-16, 1, 16, 2**31 - 1):
+        with pytest.raises(ValueError, match=f"first is {first}; expected a multiple of 16 up to 3"):
+            one.import_cache(cache, first, first)
+        with pytest.raises(ValueError, match=f"first is {first}"):
+            one.export_cache(cache, first, 3)
+    with pytest.raises(ValueError, match="last is -1; expected 0 or more"):
+        one.import_cache(cache, 0, -1)
+    with pytest.raises(ValueError, match="last is 4: the sequence has 3 tokens"):
+        one.export_cache(cache, 0, 4)
+    for positions in (41, 2**31 - 1):
         with pytest.raises(ValueError, match=f"{positions} positions do not fit a context of 40"):
-            one.import_cache(cache, positions)
+            one.import_cache(cache, 0, positions)
+    for positions in (-1, 41, 2**31 - 1):
         with pytest.raises(ValueError, match=f"{positions} positions do not fit a context of 40"):
             one.cache_bytes(positions)
     with pytest.raises(TypeError, match=r"bytes: .*read-only"):
-        one.export_cache(frozen(cache.copy()))
+        one.export_cache(frozen(cache.copy()), 0, 3)
     with pytest.raises(TypeError, match=r"bytes: .*got int8"):
-        one.import_cache(cache.view(np.int8), 3)
+        one.import_cache(cache.view(np.int8), 0, 3)
     assert one.position == 3
-    one.import_cache(frozen(cache), 3)
+    one.import_cache(frozen(cache), 0, 3)
 
 
 @pytest.mark.parametrize(
@@ -409,6 +419,6 @@ def test_any_arguments_of_decoders(data):
     call(one.append_to_branches, tokens, draw(st.one_of(st.just(ids(0)), array)), out)
     call(one.rewind, draw(whole))
     call(one.cache_bytes, draw(whole))
-    call(one.export_cache, draw(array))
-    call(one.import_cache, draw(array), draw(whole))
+    call(one.export_cache, draw(array), draw(whole), draw(whole))
+    call(one.import_cache, draw(array), draw(whole), draw(whole))
     assert 0 <= one.position <= one.context

@@ -101,11 +101,11 @@ void test_long_context(const Model& model, Random& random) {
             Decoder alone(model.spec, weights, context, cache, true, 1);
             appended(alone, tokens.data(), prompt, 0);
             std::vector<std::uint8_t> bytes(alone.cache_bytes(prompt));
-            alone.export_cache(bytes.data(), bytes.size());
+            alone.export_cache(bytes.data(), bytes.size(), 0, prompt);
             const std::vector<Continuation> all = continued_alone(alone, 6, longest, random);
             for (const int threads : {1, 2, 3}) {
                 Decoder decoder(model.spec, weights, context, cache, true, threads);
-                decoder.import_cache(bytes.data(), bytes.size(), prompt);
+                decoder.import_cache(bytes.data(), bytes.size(), 0, prompt);
                 decoder.begin_branches(6, longest);
                 check_branches(decoder, all, threads == 1, random);
             }
@@ -160,7 +160,7 @@ void test_refusals() {
     const std::vector<std::uint8_t> bytes(decoder.cache_bytes(2));
     const std::function<void()> changes[] = {
         [&] { decoder.end_branches(); }, [&] { decoder.rewind(3); }, [&] { appended(decoder, prompt, 1, 0); },
-        [&] { decoder.import_cache(bytes.data(), bytes.size(), 2); }, [&] { decoder.set_adapters({}); }};
+        [&] { decoder.import_cache(bytes.data(), bytes.size(), 0, 2); }, [&] { decoder.set_adapters({}); }};
     for (const auto& change : changes) {
         CHECK(begins(1, 2).empty());
         change();

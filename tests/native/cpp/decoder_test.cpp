@@ -53,11 +53,23 @@ void test_pieces(const Model& model, const DecoderWeights& weights, const std::v
     // Carried over to a decoder that the sequence fills.
     decoder.rewind(std::max(1, kept));
     std::vector<std::uint8_t> bytes(decoder.cache_bytes(decoder.position()));
-    decoder.export_cache(bytes.data(), bytes.size());
+    decoder.export_cache(bytes.data(), bytes.size(), 0, decoder.position());
     Decoder other(model.spec, weights, all, settings.cache, settings.int8, 2);
     other.set_adapters(adapters);
-    other.import_cache(bytes.data(), bytes.size(), decoder.position());
+    other.import_cache(bytes.data(), bytes.size(), 0, decoder.position());
     append_in_pieces(other, tokens, expected, all, random);
+    // A part, in place of something else.
+    const int first = random.below(all / tile_positions + 1) * tile_positions;
+    std::vector<std::uint8_t> part(other.cache_bytes(all - first));
+    other.export_cache(part.data(), part.size(), first, all);
+    decoder.rewind(0);
+    append_in_pieces(decoder, {tokens.begin(), tokens.begin() + first}, expected, all, random);
+    for (const std::int32_t& other_token : others) {
+        if (decoder.position() < all) appended(decoder, &other_token, 1, 0);
+    }
+    decoder.import_cache(part.data(), part.size(), first, all);
+    decoder.rewind(std::max(first, all - 5));
+    append_in_pieces(decoder, tokens, expected, 3, random);
     CHECK(other.position() == other.context());
 }
 
@@ -96,7 +108,7 @@ void test_long_context(const Model& model, const std::vector<std::string>& sets,
         Decoder alone(model.spec, weights, context, cache, true, 1);
         appended(alone, tokens.data(), prompt, 0);
         std::vector<std::uint8_t> bytes(alone.cache_bytes(prompt));
-        alone.export_cache(bytes.data(), bytes.size());
+        alone.export_cache(bytes.data(), bytes.size(), 0, prompt);
         const Logits last = appended(alone, tokens.data() + prompt, context - prompt, context - prompt);
         Logits expected(static_cast<std::size_t>(prompt) * static_cast<std::size_t>(vocabulary));
         expected.insert(expected.end(), last.begin(), last.end());
@@ -107,7 +119,7 @@ void test_long_context(const Model& model, const std::vector<std::string>& sets,
         }
         force("scalar");
         Decoder portable(model.spec, WeightMaker(model, context).made(), context, cache, true, 2);
-        portable.import_cache(bytes.data(), bytes.size(), prompt);
+        portable.import_cache(bytes.data(), bytes.size(), 0, prompt);
         append_in_pieces(portable, tokens, expected, 9, random);
         force(sets.empty() ? "scalar" : sets.front().c_str());
     }
@@ -157,14 +169,25 @@ void test_refusals() {
     CHECK(head_cache_bytes(CacheType::f16, 64, 16) == 16 * 64 * 2);
     CHECK(head_cache_bytes(CacheType::q8_0, 64, 17) == 32 * 64 / 32 * 34);
     std::vector<std::uint8_t> bytes(decoder.cache_bytes(8) + 1);
-    const auto refused_bytes = [&](std::size_t size, int positions, const char* message) {
-        CHECK(says(message_of<std::invalid_argument>([&] { decoder.import_cache(bytes.data(), size, positions); }), message));
+    const auto refused_bytes = [&](std::size_t size, int first, int last, const char* message) {
+        CHECK(says(message_of<std::invalid_argument>([&] { decoder.import_cache(bytes.data(), size, first, last); }), message));
     };
-    refused_bytes(bytes.size(), 8, "expected");
-    refused_bytes(bytes.size() - 1, 9, "9 positions do not fit a context of 8");
-    refused_bytes(0, -1, "-1 positions");
-    refused_bytes(0, std::numeric_limits<int>::max(), "do not fit");
-    CHECK(says(message_of<std::invalid_argument>([&] { decoder.export_cache(bytes.data(), 3); }), "bytes has 3 bytes"));
+    constexpr int most = std::numeric_limits<int>::max();
+    refused_bytes(bytes.size(), 0, 8, "expected");
+    refused_bytes(bytes.size() - 1, 0, 9, "9 positions do not fit a context of 8");
+    refused_bytes(0, 0, -1, "last is -1; expected 0 or more");
+    refused_bytes(0, 0, most, "do not fit");
+    refused_bytes(0, -16, 0, "first is -16; expected a multiple of 16 up to 4");
+    refused_bytes(0, 4, 4, "first is 4");
+    refused_bytes(0, 16, 16, "first is 16");
+    refused_bytes(0, most, most, "first is 2147483647");
+    const auto refused_export = [&](std::size_t size, int first, int last, const char* message) {
+        CHECK(says(message_of<std::invalid_argument>([&] { decoder.export_cache(bytes.data(), size, first, last); }), message));
+    };
+    refused_export(3, 0, 4, "bytes has 3 bytes");
+    refused_export(bytes.size() - 1, 0, 5, "last is 5: the sequence has 4 tokens");
+    refused_export(0, 16, 4, "first is 16");
+    refused_export(0, 0, -5, "last is -5; expected 0 or more");
     CHECK(says(message_of<std::invalid_argument>([&] { decoder.rewind(5); }), "position 5"));
     CHECK(says(message_of<std::invalid_argument>([&] { decoder.rewind(-1); }), "position -1"));
     check_rows(appended(decoder, tokens.data() + 4, 2, 2), expected, 6, model.spec.vocabulary);
@@ -176,7 +199,7 @@ void test_any_cache(CacheType cache, Random& random) {
         Decoder decoder(model.spec, WeightMaker(model, 40).made(), 40, cache, true, 1);
         std::vector<std::uint8_t> bytes(decoder.cache_bytes(33));
         for (std::uint8_t& byte : bytes) byte = static_cast<std::uint8_t>(random.bits());
-        decoder.import_cache(bytes.data(), bytes.size(), 33);
+        decoder.import_cache(bytes.data(), bytes.size(), 0, 33);
         const std::int32_t token = 1;
         appended(decoder, &token, 1, 1);
     }

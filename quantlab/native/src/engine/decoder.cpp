@@ -162,35 +162,45 @@ std::size_t Decoder::cache_bytes(int positions) const {
     return 2 * heads * head_cache_bytes(cache_type_, spec_.head_size, positions);
 }
 
-void Decoder::check_size(std::size_t size, int positions) const {
-    if (size != cache_bytes(positions)) {
-        refuse("bytes has " + std::to_string(size) + " bytes; expected " + std::to_string(cache_bytes(positions)) +
-               ", those of the cache of " + std::to_string(positions) + " tokens");
+// Of a cache in bytes: its first position may be `most_first`.
+void Decoder::check_part(std::size_t size, int first, int last, int most_first) const {
+    if (first < 0 || first > most_first || first % tile_positions != 0) {
+        refuse("first is " + std::to_string(first) + "; expected a multiple of " + std::to_string(tile_positions) +
+               " up to " + std::to_string(most_first));
+    }
+    if (last < first) refuse("last is " + std::to_string(last) + "; expected " + std::to_string(first) + " or more");
+    if (last > context_) cache_bytes(last);  // refuses
+    if (size != cache_bytes(last - first)) {
+        refuse("bytes has " + std::to_string(size) + " bytes; expected " + std::to_string(cache_bytes(last - first)) +
+               ", those of the cache of " + std::to_string(last - first) + " tokens");
     }
 }
 
-void Decoder::export_cache(std::uint8_t* bytes, std::size_t size_given) const {
+void Decoder::export_cache(std::uint8_t* bytes, std::size_t size_given, int first, int last) const {
     const OnlyUser user(used_);
-    check_size(size_given, position_);
-    const std::size_t size = head_cache_bytes(cache_type_, spec_.head_size, position_);
+    if (last > position_) refuse("last is " + std::to_string(last) + ": the sequence has " + std::to_string(position_) + " tokens");
+    check_part(size_given, first, last, position_);
+    const std::size_t size = head_cache_bytes(cache_type_, spec_.head_size, last - first);
+    const std::size_t before = head_cache_bytes(cache_type_, spec_.head_size, first);
     for (const Storage* cache : {&key_cache_, &value_cache_}) {
         for (std::size_t begin = 0; begin < cache->get_deleter().bytes; begin += head_bytes_, bytes += size) {
-            std::memcpy(bytes, cache->get() + begin, size);
+            std::memcpy(bytes, cache->get() + begin + before, size);
         }
     }
 }
 
-void Decoder::import_cache(const std::uint8_t* bytes, std::size_t size_given, int positions) {
+void Decoder::import_cache(const std::uint8_t* bytes, std::size_t size_given, int first, int last) {
     const OnlyUser user(used_);
-    check_size(size_given, positions);
-    const std::size_t size = head_cache_bytes(cache_type_, spec_.head_size, positions);
+    check_part(size_given, first, last, position_);
+    const std::size_t size = head_cache_bytes(cache_type_, spec_.head_size, last - first);
+    const std::size_t before = head_cache_bytes(cache_type_, spec_.head_size, first);
     for (const Storage* cache : {&key_cache_, &value_cache_}) {
         for (std::size_t begin = 0; begin < cache->get_deleter().bytes; begin += head_bytes_, bytes += size) {
-            std::memcpy(cache->get() + begin, bytes, size);
+            std::memcpy(cache->get() + begin + before, bytes, size);
         }
     }
     branches_.clear();
-    position_ = positions;
+    position_ = last;
 }
 
 }  // namespace quantlab::engine

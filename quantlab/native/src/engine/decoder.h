@@ -61,11 +61,13 @@ public:
     // Throws std::invalid_argument for an id out of range or a branch that is not there or full; all are unchanged then.
     void append_to_branches(const std::int32_t* tokens, const std::int32_t* branches, int count, float* logits);
 
-    // The cache of the tokens so far as plain bytes, independent of `context`, and back. `size` of `bytes` must be
-    // cache_bytes(positions); std::invalid_argument if it is not, or the context holds fewer positions.
+    // The cache of tokens first .. last - 1 as plain bytes, independent of `context`, and back: the sequence then has
+    // `last` tokens, of which it keeps those before `first`. `first` is a multiple of tile_positions, `size` of `bytes`
+    // cache_bytes(last - first); std::invalid_argument if they are not, if the sequence lacks such tokens (before
+    // `first`, to import), or if the context holds fewer than `last`.
     std::size_t cache_bytes(int positions) const;
-    void export_cache(std::uint8_t* bytes, std::size_t size) const;
-    void import_cache(const std::uint8_t* bytes, std::size_t size, int positions);
+    void export_cache(std::uint8_t* bytes, std::size_t size, int first, int last) const;
+    void import_cache(const std::uint8_t* bytes, std::size_t size, int first, int last);
 
     // From first to last - 1.
     struct Range {
@@ -103,7 +105,7 @@ private:
     };
 
     void check_token(std::int32_t token) const;
-    void check_size(std::size_t size, int positions) const;
+    void check_part(std::size_t size, int first, int last, int most_first) const;
 
     // decoder_branches.cpp
     void check_branches(const std::vector<std::int32_t>& tokens, const std::vector<std::int32_t>& branches) const;

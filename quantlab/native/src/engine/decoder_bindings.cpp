@@ -268,15 +268,15 @@ void bind_decoder(nb::module_& module) {
         .def("rewind", &Decoder::rewind, nb::arg("position"))
         .def("cache_bytes", &Decoder::cache_bytes, nb::arg("positions"))
         .def("export_cache",
-             [](const Decoder& decoder, nb::handle given) {
+             [](const Decoder& decoder, nb::handle given, int first, int last) {
                  const auto bytes = array_of<std::uint8_t, 1>("bytes", given, "[cache bytes]");
-                 decoder.export_cache(bytes.data(), bytes.size());
-             }, nb::arg("bytes"))
+                 decoder.export_cache(bytes.data(), bytes.size(), first, last);
+             }, nb::arg("bytes"), nb::arg("first"), nb::arg("last"))
         .def("import_cache",
-             [](Decoder& decoder, nb::handle given, int positions) {
+             [](Decoder& decoder, nb::handle given, int first, int last) {
                  const auto bytes = array_of<const std::uint8_t, 1>("bytes", given, "[cache bytes]");
-                 decoder.import_cache(bytes.data(), bytes.size(), positions);
-             }, nb::arg("bytes"), nb::arg("positions"));
+                 decoder.import_cache(bytes.data(), bytes.size(), first, last);
+             }, nb::arg("bytes"), nb::arg("first"), nb::arg("last"));
 }
 
 }  // namespace quantlab::engine
