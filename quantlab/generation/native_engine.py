@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -18,10 +14,7 @@ from quantlab.adapters.combine import Source as AdapterSource
 from quantlab.adapters.combine import Weighted
 from quantlab.checkpoint import Checkpoint, Tokenizer, load_tokenizer, open_checkpoint
 from quantlab.checkpoint.expected_shapes import check_shapes
-from quantlab.checkpoint.tensors import to_fp32
 from quantlab.errors import InputError
-from quantlab.formats import FORMATS
-from quantlab.formats.packing import pack_rows
 from quantlab.generation.branches import Branches
 from quantlab.generation.chosen_adapters import (
     choose_adapters,
@@ -30,33 +23,18 @@ from quantlab.generation.chosen_adapters import (
     stacked_factors,
 )
 from quantlab.generation.decoder_adapters import decoder_adapters
-from quantlab.generation.decoder_description import ACTIVATIONS, NORMS, Description, describe, rotary_table
+from quantlab.generation.decoder_description import ACTIVATIONS, NORMS, Description, describe
 from quantlab.generation.decoder_layout import DecoderLayout
+from quantlab.generation.decoder_loader import Loader, Matrix
 from quantlab.generation.engine import Engine
 from quantlab.generation.memory import TILE_POSITIONS, check_branches, check_memory, needed_memory
 from quantlab.generation.prompt_cache import PromptCache
 from quantlab.generation.saved_cache import read_cache, write_cache
 
-logger = logging.getLogger(__name__)
-
-KERNEL_TYPES = (*FORMATS, "f32", "f16", "bf16", "f64")  # f64 is rounded to f32
 CACHE_TYPES = ("f32", "f16", "q8_0")  # in the order of the core's enumeration
 ACTIVATION_TYPES = ("int8", "f32")
 MAX_THREADS = 1024  # the core's limit
 DEFAULT_CONTEXT = 4096  # tokens, where the model could hold more: a cache is allocated for all of them
-# GGUF's names of a layer's norms -> the decoder's.
-NORM_NAMES = {
-    "attn_norm": "attention_norm",
-    "attn_q_norm": "query_norm",
-    "attn_k_norm": "key_norm",
-    "post_attention_norm": "attention_post_norm",
-    "ffn_norm": "inner_norm",
-    "post_ffw_norm": "inner_post_norm",
-    "output_norm": "final_norm",
-}
-
-
-Matrix = tuple[int, str, native.PackedMatrix]  # layer, role, weights
 
 
 class NativeEngine(Engine):
@@ -118,7 +96,7 @@ class NativeEngine(Engine):
         check_memory(str(self._path), needed_memory(checkpoint, self.description, self.context, kv))
         self.kv, self.activations = kv, activations
         self._layout = DecoderLayout(checkpoint, sizes)
-        loader = _Loader(checkpoint, self.description, self._layout, self.context)
+        loader = Loader(checkpoint, self.description, self._layout, self.context)
         self._weights, self._matrices = loader.load(), loader.matrices
         self.vocabulary = loader.vocabulary
         self.fingerprint = loader.fingerprint
@@ -318,112 +296,3 @@ def _spec(description: Description, vocabulary: int) -> native.DecoderSpec:
     spec.attention_cap, spec.logit_cap = description.attention_cap, description.logit_cap
     spec.windows, spec.rope_tables = list(description.windows), list(description.rope_tables)
     return spec
-
-
-class _Loader:
-    """Moves a checkpoint's tensors into the decoder's weights, some rows at a time."""
-
-    def __init__(self, checkpoint: Checkpoint, description: Description, layout: DecoderLayout, context: int) -> None:
-        self._checkpoint, self._description, self._context = checkpoint, description, context
-        self._layout = layout
-        self._weights = native.DecoderWeights(description.sizes.blocks)
-        self._hash = zlib.crc32(json.dumps(asdict(description), sort_keys=True).encode())
-        self.vocabulary = 0
-        self.weight_bytes = 0
-        self.matrices: dict[str, list[Matrix]] = {}
-
-    @property
-    def fingerprint(self) -> str:
-        """Of description and weights."""
-        return f"{self._hash:08x}"
-
-    def load(self) -> native.DecoderWeights:
-        """Read everything."""
-        family = self._checkpoint.family
-        others = {self._checkpoint.stored_type(name) for name in self._checkpoint.names} - set(KERNEL_TYPES)
-        if others:
-            told = ", ".join(sorted(others))
-            logger.warning("%s: %s weights become Q8_0 in memory, row by row", self._checkpoint.path, told)
-        for name in self._checkpoint.names:
-            self._load(name, *self._layout.place(name))
-        if not self.vocabulary:
-            where = f"{self._checkpoint.path}: the files are not those of its config.json"
-            raise InputError(f"{where}: {family.embedding} is missing")
-        if self._checkpoint.tied:
-            self._weights.set_matrix(0, "head", self._embedding)
-        for rope in self._description.ropes:
-            cosines, sines = rotary_table(rope, self._context)
-            self._weights.add_rotary_table(cosines.reshape(-1), sines.reshape(-1))
-        return self._weights
-
-    def _load(self, name: str, layer: int, kind: str, last: str) -> None:
-        if kind in NORM_NAMES:
-            values = self._vector(name)
-            if last == "weight":
-                self._weights.set_norm(layer, NORM_NAMES[kind], values + np.float32(self._description.norm_offset))
-            else:
-                self._weights.set_norm_bias(layer, NORM_NAMES[kind], values)
-        elif kind == "token_embd":
-            self._embedding = self._matrix(name)
-            self._weights.set_embedding(self._embedding)
-            self.weight_bytes += self._embedding.bytes if self._checkpoint.tied else 0  # else one row of it is read
-            self.vocabulary = self._checkpoint.shape(name)[0]
-        elif kind == "position_embd":
-            self._weights.set_positions(self._matrix(name))
-        elif last == "weight":
-            for role, rows in self._layout.roles(name, kind):
-                matrix = self._matrix(name, rows)
-                self._weights.set_matrix(layer, role, matrix)
-                self.matrices.setdefault(name, []).append((layer, role, matrix))
-                self.weight_bytes += matrix.bytes
-        else:
-            values = self._vector(name)
-            for role, rows in self._layout.roles(name, kind):
-                self._weights.set_bias(layer, role, values[rows.start : rows.stop])
-
-    def _vector(self, name: str) -> np.ndarray:
-        data = self._checkpoint.read_bytes(name)
-        self._hash = zlib.crc32(data.data, self._hash)
-        values = to_fp32(data, self._checkpoint.entry(name).dtype)
-        order = self._layout.row_order(name)
-        return np.ascontiguousarray(values if order is None else values[order])
-
-    def _matrix(self, name: str, rows: range | None = None) -> native.PackedMatrix:
-        checkpoint = self._checkpoint
-        count, columns = checkpoint.shape(name)
-        rows = range(count) if rows is None else rows
-        word = self._weight_type(name, columns)
-        matrix = native.PackedMatrix(word, len(rows), columns)
-        for start, part in self._parts(name):
-            if rows.start == 0:  # once for a tensor, though it may be read for several matrices
-                self._hash = zlib.crc32(np.ascontiguousarray(part).data, self._hash)
-            first, last = max(start, rows.start), min(start + len(part), rows.stop)
-            if first < last:
-                chosen = self._converted(name, part[first - start : last - start], word)
-                matrix.fill(first - rows.start, np.ascontiguousarray(chosen))
-        return matrix
-
-    def _parts(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-        order = self._layout.row_order(name)
-        if order is None:
-            yield from self._checkpoint.read_rows(name)
-        else:
-            yield 0, self._checkpoint.read_bytes(name).reshape(len(order), -1)[order]
-
-    def _weight_type(self, name: str, columns: int) -> str:
-        """What the core computes with: the file's type, or Q8_0 for blocks that it has no kernel for."""
-        word = self._checkpoint.stored_type(name)
-        if word in KERNEL_TYPES and word != "f64":
-            return word
-        return "q8_0" if word != "f64" and columns % 32 == 0 else "f32"
-
-    def _converted(self, name: str, part: np.ndarray, word: str) -> np.ndarray:
-        """uint8 [rows, row bytes] in the type that the core takes."""
-        stored = self._checkpoint.stored_type(name)
-        if word == stored:
-            return part
-        entry = self._checkpoint.entry(name)
-        values = to_fp32(np.ascontiguousarray(part).reshape(-1), entry.dtype).reshape(len(part), -1)
-        if word == "f32":
-            return values.view(np.uint8)
-        return pack_rows(values, FORMATS[word], f"{self._checkpoint.path}: {name}", measure=False).blocks

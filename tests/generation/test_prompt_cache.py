@@ -68,7 +68,7 @@ def test_a_sequence_that_shares_its_beginning_gives_that(model: Path, tmp_path: 
     """To the token, inside blocks too; less than eight tokens are computed sooner."""
     ids = tokens(200)
     engine_of(model, tmp_path).prefill(ids)
-    other = ids[:shared] + [(ids[shared] + 1) % 512 if shared < 200 else 5] + tokens(40, seed=1)
+    other = [*ids[:shared], (ids[shared] + 1) % 512 if shared < 200 else 5, *tokens(40, seed=1)]
     engine = engine_of(model, tmp_path)
     assert engine.prefill(other) == found
     assert np.array_equal(engine.logits(), cold_logits(model, other))
@@ -230,7 +230,7 @@ def test_the_least_recently_used_go_first(model: Path, tmp_path: Path) -> None:
     for seed in (1, 2):
         engine.prefill(tokens(128, seed))
     size = sum(path.stat().st_size for path in blocks(tmp_path))
-    engine.prefill(tokens(128, 1) + [9])  # used again; one token more is another file
+    engine.prefill([*tokens(128, 1), 9])  # used again; one token more is another file
     engine = engine_of(model, tmp_path, size=size + 1000)
     engine.prefill(tokens(64, 3))
     assert engine_of(model, tmp_path).prefill(tokens(128, 2)) in (64, 0)
