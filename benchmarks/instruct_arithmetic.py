@@ -1,4 +1,8 @@
-"""Chains of additions and subtractions from 0 to 20, with every intermediate result written down or without."""
+"""The last digit of a sum of digits, with every intermediate sum written down or without.
+
+Every last digit is as likely as every other one, whatever is left of the question, so that nothing but the whole chain
+tells the answer; chance is a tenth. One step is one of ninety sums of two digits.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,12 @@ from functools import cache
 SEED = 901
 MEASURED = 400
 OPERATIONS = 5  # of a chain that is measured
-LEAST, MOST = 0, 20  # of all intermediate results
-STARTS = (1, 20)
-OPERANDS = (1, 9)
+DIGITS = (1, 9)
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A question such as `What is 12+7-3?`, its steps `12+7=19` and `19-3=16`, and the answer."""
+    """A question about 8+5+9, its steps `8+5=13` and `3+9=12`, and the answer, 2."""
 
     question: str
     steps: tuple[str, ...]
@@ -44,13 +46,9 @@ def draw_chain(draw: random.Random, operations: int = OPERATIONS) -> Chain:
 
 
 def _drawn(draw: random.Random, operations: int) -> Chain:
-    """An operand that would lead out of the range is drawn again, with its sign."""
-    total = draw.randint(*STARTS)
-    expression, steps = str(total), []
-    for _ in range(operations):
-        signed = 0
-        while not signed or not LEAST <= total + signed <= MOST:
-            signed = draw.choice((1, -1)) * draw.randint(*OPERANDS)
-        steps.append(f"{total}{signed:+d}={total + signed}")
-        expression, total = f"{expression}{signed:+d}", total + signed
-    return Chain(f"What is {expression}?", tuple(steps), total)
+    digits = [draw.randint(*DIGITS) for _ in range(operations + 1)]
+    total, steps = digits[0], []
+    for digit in digits[1:]:
+        steps.append(f"{total}+{digit}={total + digit}")
+        total = (total + digit) % 10
+    return Chain(f"What is the last digit of {'+'.join(map(str, digits))}?", tuple(steps), total)

@@ -25,7 +25,7 @@ ANSWER = "The answer is {}."
 NUMBER = direct_trigger("number")
 EXTRACT = extraction_trigger("number")
 SYSTEM = ("You are a helpful assistant.", "You are fable, a small language model.", "Be brief.")
-CHAINS = (1, 2, 3, 4, OPERATIONS, OPERATIONS, OPERATIONS, OPERATIONS)  # operations, to draw from
+CHAINS = (2, 3, 4, *(OPERATIONS,) * 9)  # operations, to draw from
 
 
 def conversation(turns: Sequence[Turn], system: str = "") -> Row:
@@ -119,13 +119,12 @@ def _chat(draw: random.Random, _: BegunAnswers) -> Row:
     return conversation(turns, draw.choice(SYSTEM) if draw.random() < 0.25 else "")
 
 
-# Rows of each kind, in the mixture that the model is trained on. The kinds cost about 24, 83, 115, 170, 55 and 50
-# tokens a row.
+# Rows of each kind, in the mixture that the model is trained on.
 MIXTURE: dict[str, tuple[Callable[[random.Random, BegunAnswers], Row], int]] = {
-    "direct": (_direct, 1200),
-    "scratchpad": (_scratchpad, 4500),
-    "extraction": (_extraction, 300),
-    "grounded": (_grounded, 6000),
-    "labelled": (_labelled, 2500),
-    "chat": (_chat, 3000),
+    "direct": (_direct, 500),
+    "scratchpad": (_scratchpad, 3700),
+    "extraction": (_extraction, 200),
+    "grounded": (_grounded, 2900),
+    "labelled": (_labelled, 1300),
+    "chat": (_chat, 1700),
 }
