@@ -15,19 +15,22 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import instruct_chat as chat
 import instruct_labels as labels
 from instruct_arithmetic import Chain, draw_chain, measured_chains
-from instruct_facts import base_facts
+from instruct_facts import Fact, base_facts
 from instruct_grounded import measured_facts, passage_of
+from instruct_labels import Labelled
 from instruct_rows import MIXTURE, BegunAnswers, Row, direct_row, extraction_row, scratchpad_row
+
+from quantlab.generation.answers import NOT_IN_SOURCES
 
 SEED = 900
 TEMPLATE = Path(__file__).parents[1] / "models" / "recipes" / "fable-9m-instruct.jinja"
-MEASURED_LABELS, MEASURED_CHAT = 100, 150  # labels: of each of the three tasks, or all there are
+MEASURED_LABELS = 100  # of each of the three tasks, or all there are
 HELD_OUT = 0.02  # share of rows that watch a training
 SCRATCHPAD_ROWS, EXTRACTION_EVERY, DIRECT_ROWS = 5000, 20, 12000  # of arithmetic alone
 
@@ -66,25 +69,18 @@ def _write_training(folder: Path, rows: list[Row]) -> None:
 
 
 def _write_tasks(folder: Path) -> None:
-    _write_rows(
-        folder / "arithmetic.jsonl", ({"question": c.question, "answer": str(c.answer)} for c in measured_chains())
-    )
-    _write_rows(
-        folder / "facts.jsonl",
-        (
-            {
-                "question": fact.question,
-                "answer": fact.value,
-                "passages": [vars(passage_of(f)) for f in (fact, *others)],
-            }
-            for fact, others in measured_facts()
-        ),
-    )
-    _write_rows(folder / "labels.jsonl", _labels())
-    _write_rows(
-        folder / "chat.jsonl",
-        ({"question": e.said, "answer": e.answer} for e in chat.measured_and_trained()[0][:MEASURED_CHAT]),
-    )
+    """As `quantlab evaluate` reads them."""
+    _write_rows(folder / "arithmetic.jsonl", ({"question": c.question, "answer": c.answer} for c in measured_chains()))
+    facts = measured_facts()
+    _write_rows(folder / "facts.jsonl", (_fact_row(fact, others, has_fact=True) for fact, others in facts))
+    _write_rows(folder / "absent.jsonl", (_fact_row(fact, others, has_fact=False) for fact, others in facts))
+    trained, measured = labels.pools()
+    for task in measured:
+        items = measured[task][:MEASURED_LABELS]
+        _write_rows(folder / f"{task}.jsonl", (_label_row(item) for item in items))
+        _write_rows(folder / f"{task}-examples.jsonl", map(_label_row, _one_of_each(trained[task])))
+    requests = chat.measured_and_trained()[0]
+    _write_rows(folder / "chat.jsonl", ({"question": e.said, "answer": e.answer, "type": "free"} for e in requests))
     base = folder / "base"
     base.mkdir(parents=True, exist_ok=True)
     for fact in base_facts():
@@ -92,15 +88,27 @@ def _write_tasks(folder: Path) -> None:
         (base / passage.source).write_text(passage.text + "\n", encoding="utf-8")
 
 
-def _labels() -> Iterable[Row]:
-    """Each question with examples of its task that are trained on, and its label."""
+def _fact_row(fact: Fact, others: Sequence[Fact], *, has_fact: bool) -> Row:
+    """Passages in an order that the question draws; without the fact the right answer is that it is not there."""
+    shown = [*others, fact] if has_fact else list(others)
+    random.Random(f"{SEED} {fact.question}").shuffle(shown)
+    return {
+        "question": fact.question,
+        "answer": fact.value if has_fact else NOT_IN_SOURCES,
+        "type": "text",
+        "passages": [vars(passage_of(one)) for one in shown],
+        "context": fact.sentence,
+    }
+
+
+def _label_row(item: Labelled) -> Row:
+    return {"question": item.question, "answer": item.label, "type": "text"}
+
+
+def _one_of_each(pool: Sequence[Labelled]) -> list[Labelled]:
+    """Worked examples: one of each label."""
     draw = random.Random(SEED + 2)
-    trained, measured = labels.pools()
-    for task, items in measured.items():
-        for item in items[:MEASURED_LABELS]:
-            shown = labels.draw_shots(draw, trained[task], item)
-            examples = [{"question": other.question, "answer": other.label} for other in shown]
-            yield {"task": task, "question": item.question, "answer": item.label, "examples": examples}
+    return [draw.choice([item for item in pool if item.label == label]) for label in sorted({i.label for i in pool})]
 
 
 def _write_rows(file: Path, rows: Iterable[Row]) -> None:

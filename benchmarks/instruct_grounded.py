@@ -9,6 +9,8 @@ from functools import cache
 
 from instruct_facts import RELATIONS, Fact, base_facts, draw_fact, draw_others, names
 
+from quantlab.generation.sources import GivenSource
+
 SEED = 906
 MEASURED = 400
 SOURCES = 4  # of a prompt
@@ -18,26 +20,17 @@ QUESTIONS = (2, 4)  # over the same sources, in a row to train on: the sources a
 
 
 @dataclass(frozen=True)
-class Passage:
-    """One source, as a search returns it."""
-
-    source: str
-    text: str
-    score: float = 0.0
-
-
-@dataclass(frozen=True)
 class Grounded:
     """A question, its sources in the order in which they are shown, and the answer."""
 
     question: str
-    passages: tuple[Passage, ...]
+    passages: tuple[GivenSource, ...]
     answer: str
 
 
-def passage_of(fact: Fact) -> Passage:
+def passage_of(fact: Fact) -> GivenSource:
     """A fact as a document of its own."""
-    return Passage(f"{fact.name}-{fact.relation}.txt", fact.sentence)
+    return GivenSource(f"{fact.name}-{fact.relation}.txt", fact.sentence)
 
 
 def grounded(fact: Fact, shown: Sequence[Fact]) -> Grounded:

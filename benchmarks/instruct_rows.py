@@ -11,12 +11,12 @@ import instruct_chat as chat
 import instruct_labels as labels
 from instruct_arithmetic import OPERATIONS, Chain, draw_chain
 from instruct_facts import names
-from instruct_grounded import Passage, draw_conversation
+from instruct_grounded import draw_conversation
 
 from quantlab.checkpoint import load_tokenizer
 from quantlab.checkpoint.chat_text import read_template, render_chat
 from quantlab.generation.kojima import REASONING_TRIGGER, direct_trigger, extraction_trigger
-from quantlab.generation.sources import numbered_sources
+from quantlab.generation.sources import GivenSource, numbered_sources
 
 Row = dict[str, Any]  # as JSON has it
 Turn = tuple[str, str]  # what is said, and the answer
@@ -66,7 +66,7 @@ def extraction_row(chain: Chain, begun: BegunAnswers) -> Row:
     return begun.row(chain.question, written, f" {chain.answer}.")
 
 
-def sources_text(passages: Sequence[Passage], question: str) -> str:
+def sources_text(passages: Sequence[GivenSource], question: str) -> str:
     """What the retrieval-augmented template shows."""
     return f"{numbered_sources(passages)}\n\n{question}"
 

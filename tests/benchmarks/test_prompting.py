@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 import random
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,16 +121,43 @@ def test_rows_begin_with_the_ids_that_templates_send(module, begun, served: Prom
     assert served.tokenizer.encode(rows.extraction_row(chain, begun)["prompt"]) == served.ids(second)
 
 
-def test_an_interval_is_wilsons(module) -> None:
-    """8 of 10: (0.8 + 1.9208 / 10 -+ 1.96 sqrt(0.016 + 0.9604 / 100)) / 1.38416 (Wilson 1927)."""
-    low, high = module("prompting_statistics").Share(8, 10).interval
-    assert low == pytest.approx(0.4902, abs=1e-4)
-    assert high == pytest.approx(0.9433, abs=1e-4)
+def test_a_gate_on_two_forms_is_mcnemars(module) -> None:
+    """Nine questions that only one gets right, one that only the other does: 2 (1 + 10) / 1024 = 0.021."""
+    prompting = module("prompting")
+    one = prompting.Line("m", "t", "one", [True] * 9 + [False] + [True] * 10)
+    other = prompting.Line("m", "t", "other", [False] * 9 + [True] + [True] * 10)
+    assert one.figure == "95.0 (76.4 to 99.1)"
+    assert prompting._differ("g", one, other, True).holds
+    assert not prompting._differ("g", other, one, True).holds, "the other way round"
+    assert not prompting._differ("g", one, other, False).holds
+    assert prompting._differ("g", one, one, False).holds
+    assert prompting._differ("g", one, other, True).figure == "9 against 1, p 0.021"
 
 
-def test_mcnemar_by_hand(module) -> None:
-    """Five questions that only one side gets right, one that only the other does: 2 (1 + 6) / 64."""
-    one = [True] * 5 + [False] + [True, False]
-    other = [False] * 5 + [True] + [True, False]
-    assert module("prompting_statistics").mcnemar(one, other) == (5, 1, pytest.approx(14 / 64))
-    assert module("prompting_statistics").mcnemar(one, one) == (0, 0, 1.0)
+def test_every_line_and_gate_of_a_run(module, make_model, tmp_path: Path, monkeypatch) -> None:
+    """A model that knows nothing, asked two questions of each task; a second run takes them from the folder."""
+    prompting, data = module("prompting"), module("instruct_data")
+    data._write_tasks(tmp_path / "tasks")
+    model = make_model(tmp_path / "model", "llama", max_position_embeddings=1024)
+    for name in ("steps", "bare", "base"):
+        shutil.copytree(model, tmp_path / name)
+    arguments = [
+        str(model),
+        str(tmp_path / "work"),
+        "--tasks",
+        str(tmp_path / "tasks"),
+        "--base",
+        str(tmp_path / "base"),
+    ]
+    arguments += ["--scratchpad", str(tmp_path / "steps"), "--direct", str(tmp_path / "bare"), "--limit", "2"]
+    monkeypatch.setattr(sys, "argv", ["prompting.py", *arguments, "--json", str(tmp_path / "all.json")])
+    prompting.main()
+    found = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))
+    assert {(line["task"], line["template"]) for line in found["lines"]} >= {
+        ("arithmetic", "zero-shot-cot"), ("facts", "rag-shuffled"), ("facts", "recall@4"), ("absent", "rag"),
+        ("kinds", "few-shot"), ("chat", "zero-shot"), ("arithmetic", "irrelevant-trigger"),
+    }  # fmt: skip
+    assert {gate["holds"] for gate in found["gates"] if gate["name"] in ("scratchpad", "with retrieval")} == {False}
+    monkeypatch.setattr(prompting, "evaluate_templates", None)
+    prompting.main()
+    assert json.loads((tmp_path / "all.json").read_text(encoding="utf-8")) == found
