@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import random
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -158,6 +159,12 @@ def test_every_line_and_gate_of_a_run(module, make_model, tmp_path: Path, monkey
         ("kinds", "few-shot"), ("chat", "zero-shot"), ("arithmetic", "irrelevant-trigger"),
     }  # fmt: skip
     assert {gate["holds"] for gate in found["gates"] if gate["name"] in ("scratchpad", "with retrieval")} == {False}
+    trained = {"training_tokens": 1000, "steps": 10, "eval_loss_before": 2.0, "eval_loss": 1.0}
+    log = {"result": trained, "settings": {"learning_rate": 1e-3, "scheduler": "cosine", "dtype": "bfloat16"}}
+    text = module("instruct_card").card(log, found, found, "one core")
+    for name in module("instruct_card").SKILLS.values():
+        assert re.search(rf"\| {re.escape(name)} \| 2 \| [\d.]+ \(.*\) \| [\d.]+ \(", text), name
+    assert "| one core |" in text
     monkeypatch.setattr(prompting, "evaluate_templates", None)
     prompting.main()
     assert json.loads((tmp_path / "all.json").read_text(encoding="utf-8")) == found
