@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from quantlab.cli.console import check_threads, print_json, print_table, progress
 from quantlab.cli.options import Activations, Adapters, Config, Engine, Json, Model, Threads, weighted_adapters
+from quantlab.cli.passage_search import METHOD, PASSAGES, IndexPlace, PassageCount, SearchMethod, passage_search
 from quantlab.cli.template_options import (
     TEMPLATE_NAMES,
     AnswerTrigger,
@@ -55,6 +56,9 @@ def evaluate(
     samples: Annotated[int | None, typer.Option("--samples", help="Of templates that vote.", show_default="5")] = None,
     temp: Annotated[float | None, typer.Option("--temp", help="Of samples that vote.", show_default="0.7")] = None,
     rules: Rules = "strict",
+    index: IndexPlace = None,
+    passage_count: PassageCount = PASSAGES,
+    search_method: SearchMethod = METHOD,
     passage_tokens: PassageTokens = None,
     ignore_chat_template: IgnoreChatTemplate = False,
     save: Annotated[
@@ -84,6 +88,7 @@ def evaluate(
         common |= {"examples": examples, "shots": shots, "role": role, "save": save, "overwrite": overwrite}
         common |= {"triggers": trigger or (), "samples": samples, "temperature": temp}
         common |= {"ignore_chat_template": ignore_chat_template, "manner": manner}
+        common |= {"search": passage_search(index, passage_count, search_method) if index is not None else None}
         evaluate_by_templates(model, task, template, json, common)
         return
     refuse_without_template(context, ("samples", "temp"))

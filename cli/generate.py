@@ -27,6 +27,7 @@ from quantlab.cli.generation_options import (
     sampling_params,
 )
 from quantlab.cli.options import Adapters, Config, Engine, Json, Model, Threads, weighted_adapters
+from quantlab.cli.passage_search import METHOD, PASSAGES, IndexPlace, PassageCount, SearchMethod
 from quantlab.cli.template_answer import answer_by_template
 from quantlab.cli.template_options import (
     AnswerTrigger,
@@ -76,6 +77,9 @@ def generate(
     answer_type: AnswerTypeName = "free",
     rules: Rules = "strict",
     passages: PassageFiles = None,
+    index: IndexPlace = None,
+    passage_count: PassageCount = PASSAGES,
+    search_method: SearchMethod = METHOD,
     passage_tokens: PassageTokens = None,
     ignore_chat_template: IgnoreChatTemplate = False,
     speculation: Speculation = "auto",

@@ -51,7 +51,7 @@ def answer_by_template(
     asked = Asked(
         question,
         checked_answer_type(options["answer_type"]),
-        passages=_passages(options["template"], template, options["passages"] or ()),
+        passages=_passages(template, question, options),
         examples=_examples(options["template"], template, options["examples"], options["shots"]),
         role=options["role"],
     )
@@ -102,20 +102,34 @@ def _examples(name: str, template: Template, file: Path | None, shots: int) -> t
     return read_examples(file, shots)
 
 
-def _passages(name: str, template: Template, files: Sequence[Path]) -> Sequence[Source]:
-    """The passages that a template shows.
+def _passages(template: Template, question: str, options: Mapping[str, Any]) -> Sequence[Source]:
+    """The passages that a template shows: those of files, or those that are found for the question.
 
     Raises:
-        InputError: it shows some and none were given, or the other way round.
+        InputError: it shows some and none were given, or the other way round; or the search fails.
     """
     from quantlab.errors import InputError
     from quantlab.generation.passage_files import read_passages
 
-    if files and not template.wants_passages:
-        raise InputError(f"--passages: template {name} shows none; add +rag")
-    if not files and template.passages != "none":
-        raise InputError(f"template {name}: shows passages; give files of them with --passages")
+    name, files, index = options["template"], options["passages"] or (), options["index"]
+    if (files or index) and not template.wants_passages:
+        raise InputError(f"{'--passages' if files else '--index'}: template {name} shows none; add +rag")
+    if files and index:
+        raise InputError("--index: passages come from files or from an index; leave out --passages")
+    if not (files or index) and template.passages != "none":
+        raise InputError(f"template {name}: shows passages; give an index with --index, or files with --passages")
+    if index:
+        return _found(question, index, options["passage_count"], options["search_method"])
     return read_passages(files)
+
+
+def _found(question: str, index: str, k: int, method: str) -> Sequence[Source]:
+    """With the place in the document, so that the answer's sources tell it."""
+    from quantlab.cli.passage_search import passage_search
+
+    from quantlab.generation.sources import GivenSource
+
+    return [GivenSource(passage.cited, passage.text) for passage in passage_search(index, k, method)(question)]
 
 
 def _print(result: TemplateCompletion, is_free: bool) -> None:

@@ -14,7 +14,7 @@ TEMPLATE_NAMES = "zero-shot, few-shot, role, cot, few-shot-cot, self-consistency
 # Parameters that mean nothing without a template.
 OF_TEMPLATES = (
     "trigger", "answer_trigger", "examples", "shots", "role", "rules", "passage_tokens", "ignore_chat_template",
-    "answer_type", "passages", "save", "overwrite",
+    "answer_type", "passages", "index", "passage_count", "search_method", "save", "overwrite",
 )  # fmt: skip
 
 Template = Annotated[

@@ -21,7 +21,9 @@ Search = Callable[[str], Sequence[Source]]  # the passages for a question, best 
 
 @dataclass(frozen=True)
 class AskedRow:
-    """One row of a task. `passages` may hold the answer, `context` does (an oracle's)."""
+    """One row of a task. `passages` may hold the answer, `context` does (an oracle's), and so do the documents that
+    `sources` names.
+    """
 
     line: int
     question: str
@@ -30,6 +32,7 @@ class AskedRow:
     reference: str
     passages: tuple[Source, ...] = ()
     context: tuple[Source, ...] = ()
+    sources: tuple[str, ...] = ()
 
     def is_right(self, answer: str) -> bool:
         """Whether an extracted answer is the row's."""
@@ -48,7 +51,8 @@ class RowAsking:
         search: Search | None,
         seed: int,
     ) -> None:
-        self._rows, self._examples, self._shots, self._role = rows, examples, shots, role
+        self.rows = rows
+        self._examples, self._shots, self._role = examples, shots, role
         self._search, self._seed = search, seed
         self._searched: dict[int, tuple[Source, ...]] = {}
 
@@ -58,26 +62,36 @@ class RowAsking:
         Raises:
             InputError: passages or a context that the row lacks.
         """
-        row = self._rows[number]
+        row = self.rows[number]
         examples = [example for example in self._examples if example.question != row.question][: self._shots]
         passages = self._passages(number, template) if template.wants_passages else ()
         return Asked(row.question, row.answer_type, row.choices, passages, tuple(examples), self._role)
 
     def _passages(self, number: int, template: Template) -> tuple[Source, ...]:
         if template.passages == "oracle":
-            if not self._rows[number].context:
+            if not self.rows[number].context:
                 raise InputError('has no "context"')
-            return self._rows[number].context
+            return self.rows[number].context
         if template.passages == "another question's":
             return self._others(number)
-        passages = self._own(number)
+        passages = self.own_passages(number)
         if template.passages == "shuffled":
             order = random.Random(f"{self._seed} {number}")  # noqa: S311 no secret
             return tuple(order.sample(passages, len(passages)))
         return passages
 
-    def _own(self, number: int) -> tuple[Source, ...]:
-        row = self._rows[number]
+    def is_found(self, number: int) -> bool:
+        """Whether a passage of row `number` comes from one of its sources, named by paths or the ends of them."""
+        places = [f"/{passage.source}" for passage in self.own_passages(number)]
+        return any(place.endswith(f"/{source}") for place in places for source in self.rows[number].sources)
+
+    def own_passages(self, number: int) -> tuple[Source, ...]:
+        """What was found for row `number`, or what it brings along.
+
+        Raises:
+            InputError: it brings none.
+        """
+        row = self.rows[number]
         if self._search is None:
             if not row.passages:
                 raise InputError('has no "passages"')
@@ -88,14 +102,14 @@ class RowAsking:
 
     def _others(self, number: int) -> tuple[Source, ...]:
         """Of the next question, from half of the file on, with another answer, and passages that are all different."""
-        own = {passage.text for passage in self._own(number)}
-        count = len(self._rows)
+        own = {passage.text for passage in self.own_passages(number)}
+        count = len(self.rows)
         for step in range(count):
             other = (number + count // 2 + step) % count
-            if self._rows[other].reference == self._rows[number].reference:
+            if self.rows[other].reference == self.rows[number].reference:
                 continue
-            if own.isdisjoint(passage.text for passage in self._own(other)):
-                return self._own(other)
+            if own.isdisjoint(passage.text for passage in self.own_passages(other)):
+                return self.own_passages(other)
         raise InputError("no other question has passages that are all different")
 
 
@@ -103,7 +117,8 @@ def asked_rows(path: Path, questions: Sequence[Question], rules: str) -> list[As
     """The rows of a task that has been read.
 
     A row may say its "type" of answer; without one, choices, a number, yes or no, and a short text are told by the
-    answer. "passages" and "context" are a text, an object of "source" and "text", or a list of them.
+    answer. "passages" and "context" are a text, an object of "source" and "text", or a list of them. "source" names the
+    document that holds the answer, or is a list of such names.
 
     Raises:
         InputError: rows that are wrong for templates, by their lines.
@@ -139,6 +154,7 @@ def _asked_row(question: Question, rules: str) -> AskedRow:
         reference_answer(reference, answer_type, rules),
         _sources(row.get("passages", []), "passages"),
         _sources(row.get("context", []), "context"),
+        _names(row.get("source", [])),
     )
 
 
@@ -162,6 +178,13 @@ def _answer_type(question: Question, reference: str) -> AnswerType:
 
 def _sources(given: object, name: str) -> tuple[GivenSource, ...]:
     return tuple(_source(one, f"{name} {number}") for number, one in enumerate(_listed(given), 1))
+
+
+def _names(given: object) -> tuple[str, ...]:
+    names = tuple(name for name in _listed(given) if isinstance(name, str) and name)
+    if len(names) != len(_listed(given)):
+        raise ValueError('"source" is no name of a document, or list of names')
+    return names
 
 
 def _listed(given: object) -> list[object]:

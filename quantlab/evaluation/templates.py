@@ -16,6 +16,7 @@ from quantlab.errors import InputError
 from quantlab.evaluation.asked_rows import AskedRow, RowAsking, Search, asked_rows
 from quantlab.evaluation.evaluate import PLAIN, Accuracy, Progress, accuracy_of
 from quantlab.evaluation.paired_tests import holm, mcnemar
+from quantlab.evaluation.recall import Recall, measured_recall
 from quantlab.evaluation.scorers import open_scorer
 from quantlab.evaluation.tasks import read_task
 from quantlab.generation.answers import checked_rules
@@ -57,7 +58,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class TemplatesResult:
-    """The first template's accuracy, all templates', and every two of them compared."""
+    """The first template's accuracy, all templates', and every two of them compared. `recall` tells what was found for
+    the questions, where rows name their sources.
+    """
 
     accuracy: float
     stderr: float
@@ -65,6 +68,7 @@ class TemplatesResult:
     n: int
     per_template: dict[str, TemplateAccuracy]
     pairs: tuple[Pair, ...]
+    recall: Recall | None
     rules: str
     chat_template: bool
     engine: str
@@ -125,7 +129,7 @@ def evaluate_templates(
     templates = {
         name: _with_votes(template, samples, temperature) for name, template in named_templates(names, triggers).items()
     }
-    _check_used(templates.values(), examples is not None, bool(role))
+    _check_used(templates.values(), examples is not None, bool(role), search is not None)
     rows = asked_rows(task, read_task(task, limit, seed), manner.rules)
     shown = read_examples(examples, shots + 1 if shots > 0 else shots) if examples is not None else ()
     form = prompt_format(model, load_tokenizer(model), ignore_chat_template=ignore_chat_template)
@@ -145,7 +149,8 @@ def evaluate_templates(
     if save is not None:
         with atomic_file(save, overwrite) as path:
             path.write_text("".join(_saved(found)), encoding="utf-8")
-    return _result(found, manner.rules, form.template is not None, scorer.name, activations)
+    recall = measured_recall(asking, templates, {name: [each.right for each in found[name]] for name in found})
+    return _result(found, recall, manner.rules, form.template is not None, scorer.name, activations)
 
 
 def named_templates(names: Sequence[str], triggers: Sequence[str] = ()) -> dict[str, Template]:
@@ -172,11 +177,13 @@ def named_templates(names: Sequence[str], triggers: Sequence[str] = ()) -> dict[
     return templates
 
 
-def _check_used(templates: Collection[Template], has_examples: bool, has_role: bool) -> None:
+def _check_used(templates: Collection[Template], has_examples: bool, has_role: bool, searches: bool) -> None:
     if has_examples and not any(template.wants_examples for template in templates):
         raise InputError("--examples: none of the templates shows worked examples; add few-shot")
     if has_role and not any(template.wants_role for template in templates):
         raise InputError("--role: none of the templates tells the model a role; add role")
+    if searches and not any(template.wants_passages for template in templates):
+        raise InputError("--index: none of the templates shows passages; add rag")
 
 
 def _with_votes(template: Template, samples: int | None, temperature: float | None) -> Template:
@@ -220,7 +227,12 @@ def _check(
 
 
 def _result(
-    found: Mapping[str, Sequence[_Outcome]], rules: str, has_chat_template: bool, engine: str, activations: str
+    found: Mapping[str, Sequence[_Outcome]],
+    recall: Recall | None,
+    rules: str,
+    has_chat_template: bool,
+    engine: str,
+    activations: str,
 ) -> TemplatesResult:
     per_template = {name: _accuracy(outcomes) for name, outcomes in found.items()}
     pairs = [_pair(a, b, found[a], found[b]) for a, b in combinations(found, 2)]
@@ -235,6 +247,7 @@ def _result(
         first.n,
         per_template,
         tuple(pairs),
+        recall,
         rules,
         has_chat_template,
         engine,

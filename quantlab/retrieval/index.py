@@ -51,10 +51,7 @@ class Index:
         Raises:
             InputError: an empty query, a k below 1, an unknown method, or an index or model that cannot be used.
         """
-        if k < 1:
-            raise InputError(f"{k} passages: at least 1 is needed")
-        if method not in METHODS:
-            raise InputError(f"search method {method}: choose one of: {', '.join(METHODS)}")
+        check_search(k, method)
         _check_query(query)
         count = max(CANDIDATES, 10 * k)
         rankings = {
@@ -67,6 +64,18 @@ class Index:
         if self._embedder is None:
             self._embedder = _question_embedder(self.store, self._chosen, self._say)
         return self._embedder.query(query)
+
+
+def check_search(k: int, method: str) -> None:
+    """Refuse what no search can do.
+
+    Raises:
+        InputError: a k below 1, or an unknown method.
+    """
+    if k < 1:
+        raise InputError(f"{k} passages: at least 1 is needed")
+    if method not in METHODS:
+        raise InputError(f"search method {method}: choose one of: {', '.join(METHODS)}")
 
 
 def open_index(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from light_embedder import LightEmbedder
 
 import quantlab
 from quantlab.retrieval.embedding import DEFAULT_MODEL
@@ -29,7 +30,7 @@ def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(docs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("made") / "index"
-    quantlab.index_documents(docs, out)
+    quantlab.index_documents(docs, out, embedding_model=LightEmbedder())
     return out
 
 

@@ -209,7 +209,7 @@ def test_wrong_questions(refusal: Callable[..., str], model: Path, tmp_path: Pat
     (tmp_path / "rows.jsonl").write_text('{"source": "x"}')
     common = ("generate", model, "-p", "Who?")
     for options, fault in (
-        (("--template", "rag"), "template rag: shows passages; give files of them with --passages"),
+        (("--template", "rag"), "template rag: shows passages; give an index with --index, or files with --passages"),
         (("--template", "cot", "--passages", tmp_path / "empty.txt"), "--passages: template cot shows none; add +rag"),
         (("--template", "rag", "--passages", tmp_path / "empty.txt"), f"{tmp_path / 'empty.txt'}: holds no text"),
         (
