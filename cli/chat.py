@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from quantlab.cli.chat_commands import ChatSession, load_conversation
+from quantlab.cli.chat_input import read_all
 from quantlab.cli.chat_loop import converse
 from quantlab.cli.chat_view import ChatView
 from quantlab.cli.console import check_threads
@@ -39,7 +40,9 @@ def chat(
     system: Annotated[
         str | None, typer.Option("--system", "--system-prompt", help="What the model is to be.", show_default="none")
     ] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="A first message.", show_default=False)] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="A first message; - reads all of stdin.", show_default=False)
+    ] = None,
     load: Annotated[
         Path | None, typer.Option("--load", help="Go on with a conversation that /save wrote.", show_default=False)
     ] = None,
@@ -76,6 +79,7 @@ def chat(
     json: Json = False,
 ) -> None:
     """Talk with a model. Messages come from the terminal or, a line each, from a pipe; /help lists commands."""
+    prompt, system = _checked("--prompt", prompt), _checked("--system", system)
     params = sampling_params(
         temp,
         top_k,
@@ -108,9 +112,20 @@ def chat(
     _introduce(session)
     if load is not None:
         load_conversation(session, load)
-    converse(session, prompt, history)
+    converse(session, read_all() if prompt == "-" else prompt, history)
     if json:
         _print_json(session)
+
+
+def _checked(option: str, text: str | None) -> str | None:
+    """None for nothing but white space."""
+    from quantlab.errors import InputError
+
+    try:
+        (text or "").encode("utf-8")
+    except UnicodeEncodeError:  # Python stands surrogates in for bytes that are no UTF-8
+        raise InputError(f"{option} is not UTF-8 text") from None
+    return text if text is not None and text.strip() else None
 
 
 def _layout(model: str, template: Path | None) -> ChatLayout:

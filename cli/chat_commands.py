@@ -28,7 +28,7 @@ class ChatSession:
 
     def show(self, answer: Answer) -> None:
         """End an answer that has been written."""
-        self.view.end(answer, self.chat.max_tokens)
+        self.view.end(answer, self.chat.max_tokens, self.chat.params.seed)
         if answer.dropped:
             self.view.note(f"[the context is full: the {_messages(answer.dropped)} at the beginning left out]")
 
@@ -72,9 +72,7 @@ def _undo(session: ChatSession, argument: str) -> None:
 def _retry(session: ChatSession, argument: str) -> None:
     if session.chat.params.temperature == 0:
         session.view.note("[at temperature 0 every seed gives the same answer; /set temp 0.8]")
-    answer = session.chat.retry(session.view.piece)
-    session.show(answer)
-    session.view.note(f"[seed {answer.seed}]")
+    session.show(session.chat.retry(session.view.piece, session.view.reading))
 
 
 def _system(session: ChatSession, argument: str) -> None:

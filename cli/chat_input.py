@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import BinaryIO
 
 PROMPT, CONTINUED = "> ", "... "
 QUOTES = '"""'
@@ -54,14 +55,35 @@ def read_pipe(continues: bool) -> str | None:
     Raises:
         InputError: it is closed, or no UTF-8 text.
     """
+    stdin = _standard_input()
+    if sys.stdin.isatty():
+        print(CONTINUED if continues else PROMPT, end="", file=sys.stderr, flush=True)
+    line = _decoded(stdin.readline())
+    return line.removesuffix("\n").removesuffix("\r") if line else None
+
+
+def read_all() -> str | None:
+    """Standard input as one message; None where it holds nothing but white space.
+
+    Raises:
+        InputError: it is closed, or no UTF-8 text.
+    """
+    text = _decoded(_standard_input().read())
+    return text.strip("\n") if text.strip() else None
+
+
+def _standard_input() -> BinaryIO:
     from quantlab.errors import InputError
 
     if sys.stdin is None:
         raise InputError("standard input is closed; messages come from there")
-    if sys.stdin.isatty():
-        print(CONTINUED if continues else PROMPT, end="", file=sys.stderr, flush=True)
+    return sys.stdin.buffer
+
+
+def _decoded(data: bytes) -> str:
+    from quantlab.errors import InputError
+
     try:
-        line = sys.stdin.buffer.readline().decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError:
         raise InputError("standard input is not UTF-8 text") from None
-    return line.removesuffix("\n").removesuffix("\r") if line else None

@@ -24,7 +24,7 @@ def converse(session: ChatSession, first: str | None, history: Path | None) -> N
         KeyboardInterrupt: Ctrl-C twice at an empty line, or once where there is no terminal.
     """
     try:
-        if sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty():
+        if sys.stdin is not None and sys.stdin.isatty():
             with open_terminal(list(COMMANDS), history) as terminal:
                 _by_terminal(session, terminal, first)
         else:
@@ -59,7 +59,7 @@ def _asked(session: ChatSession, terminal: Terminal) -> str | None:
         try:
             return next_message(terminal.read)
         except KeyboardInterrupt:
-            print()
+            print(file=sys.stderr)
             presses = 1 if terminal.has_text() else presses + 1
             if presses > 1:
                 raise
@@ -72,7 +72,7 @@ def _handle(session: ChatSession, message: str) -> None:
         run_command(session, message)
         return
     question = message[1:] if message.startswith("//") else message
-    session.show(session.chat.ask(question, session.view.piece))
+    session.show(session.chat.ask(question, session.view.piece, session.view.reading))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from quantlab.cli.chat_input import CONTINUED, PROMPT
+from quantlab.cli.chat_input import CONTINUED, PROMPT, read_pipe
 from quantlab.cli.chat_view import BOLD, RESET, has_style
 
 HISTORY_LINES = 1000
@@ -17,16 +17,16 @@ HISTORY_LINES = 1000
 
 @contextmanager
 def open_terminal(words: Sequence[str], history: Path | None) -> Iterator[Terminal]:
-    """Standard input and output as a terminal.
+    """Standard input as a terminal; lines are edited where standard output is one too.
 
     Args:
         words: that the Tab key completes at the beginning of a line.
         history: a file that keeps the lines from session to session; the arrow keys bring them back.
 
     Raises:
-        InputError: the file cannot be read or written, or this Python cannot keep one.
+        InputError: the file cannot be read or written, or none can be kept.
     """
-    readline = _readline()
+    readline = _readline() if sys.stdout.isatty() else None
     if history is not None:
         _read_history(readline, history)
     if readline is not None:
@@ -60,11 +60,13 @@ class Terminal:
         from quantlab.errors import InputError
 
         self._continues = continues
+        if not sys.stdout.isatty():
+            return read_pipe(continues)  # `input` would write its prompt to the answers
         try:
             line = input(self._prompts[continues])
             line.encode("utf-8")
         except EOFError:
-            print()
+            print(file=sys.stderr)
             return None
         except UnicodeError:  # Python stands surrogates in for bytes that are no UTF-8
             raise InputError("that is not UTF-8 text") from None
@@ -110,7 +112,7 @@ def _read_history(readline: ModuleType | None, file: Path) -> None:
     from quantlab.errors import InputError
 
     if readline is None:
-        raise InputError("--history: this Python was built without readline; leave it out")
+        raise InputError("--history: lines are not edited here (output elsewhere, or no readline): leave it out")
     try:
         if file.exists():
             readline.read_history_file(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,6 +16,9 @@ from quantlab.generation.prompts import Message
 from quantlab.generation.sampling import SamplingParams
 
 SEEDS = 1 << 64
+READING_STEP = 128  # tokens of a request between two looks at Ctrl-C: seconds, with a large model
+OnText = Callable[[str], None]
+OnReading = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -100,21 +104,23 @@ class Chat:
         self._max_tokens = count
         self.conversation.limit = self.engine.context - min(count, self.engine.context // 4)
 
-    def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
+    def ask(self, question: str, on_text: OnText | None = None, on_reading: OnReading | None = None) -> Answer:
         """Answer a question. KeyboardInterrupt ends the answer, and what is there of it stays.
 
         Args:
             on_text: called with each piece of text as soon as it is certain.
+            on_reading: called with how many tokens of the request have been computed, and how many have to be, while
+                that goes on.
 
         Raises:
             InputError: the conversation outgrows the context, or its layout or the tokenizer fails on it; the
                 conversation is what it was.
         """
-        answer = self._answer(self.conversation.question(question), 0, on_text)
+        answer = self._answer(self.conversation.question(question), 0, on_text, on_reading)
         self._retries = 0
         return answer
 
-    def retry(self, on_text: Callable[[str], None] | None = None) -> Answer:
+    def retry(self, on_text: OnText | None = None, on_reading: OnReading | None = None) -> Answer:
         """Answer the last question again, with another seed: the parameters' plus the number of retries.
 
         Where the last message is a question without an answer, as in a loaded file, the seed is the parameters' own.
@@ -124,7 +130,7 @@ class Chat:
         """
         request = self.conversation.question_again()
         retries = self._retries + (len(request.messages) < len(self.conversation.messages))
-        answer = self._answer(request, retries, on_text)
+        answer = self._answer(request, retries, on_text, on_reading)
         self._retries = retries
         return answer
 
@@ -160,7 +166,7 @@ class Chat:
             seed=self.last.seed if self.last is not None else self.params.seed,
         )
 
-    def _answer(self, request: Request, retries: int, on_text: Callable[[str], None] | None) -> Answer:
+    def _answer(self, request: Request, retries: int, on_text: OnText | None, on_reading: OnReading | None) -> Answer:
         params = replace(self.params, seed=(self.params.seed + retries) % SEEDS)
         pieces: list[str] = []
 
@@ -171,6 +177,7 @@ class Chat:
 
         asked = len(request.token_ids)
         try:
+            cached, seconds = self._read(request.token_ids, on_reading)
             completion = complete(
                 self.engine,
                 self.conversation.layout.tokenizer,
@@ -186,11 +193,27 @@ class Chat:
             answer = Answer(text, "stopped", request.dropped, params.seed, None)
         else:
             text, drawn = completion.text, list(completion.token_ids)
-            answer = Answer(text, completion.finish_reason, request.dropped, params.seed, completion.timings)
+            timings = _with_reading(completion.timings, cached, seconds)
+            answer = Answer(text, completion.finish_reason, request.dropped, params.seed, timings)
         if text or answer.timings is not None:
             self.conversation.answered(request, text, drawn)
         self._count(answer, asked, len(drawn))
         return answer
+
+    def _read(self, token_ids: list[int], on_reading: OnReading | None) -> tuple[int, float]:
+        """Compute all but the end of a request, a step at a time.
+
+        Returns:
+            How many tokens were cached before, and the seconds that it took.
+        """
+        pairs = enumerate(zip(self.engine.tokens, token_ids, strict=False))
+        common = next((n for n, (old, new) in pairs if old != new), min(self.engine.position, len(token_ids)))
+        cached, started = min(common, len(token_ids) - 1), time.perf_counter()
+        for end in range(cached + READING_STEP, len(token_ids), READING_STEP):
+            self.engine.prefill(token_ids[:end])
+            if on_reading is not None:
+                on_reading(end - cached, len(token_ids) - cached)
+        return cached, time.perf_counter() - started
 
     def _count(self, answer: Answer, asked: int, drawn: int) -> None:
         self.last = answer
@@ -199,3 +222,10 @@ class Chat:
         self._prompt_tokens += asked
         self._cached_tokens += answer.timings.cached_tokens if answer.timings is not None else 0
         self._generated_tokens += drawn
+
+
+def _with_reading(timings: Timings, cached: int, seconds: float) -> Timings:
+    """Timings of a completion whose prompt had been read in part before, in so many seconds."""
+    rest = timings.prompt_tokens - timings.cached_tokens
+    speed = (timings.prompt_tokens - cached) / (seconds + rest / timings.prefill_tokens_per_second)
+    return replace(timings, cached_tokens=cached, prefill_tokens_per_second=speed)

@@ -77,6 +77,29 @@ def test_a_first_message_by_option(talk: Talk) -> None:
     assert talk("", "-p", "Hi").out.strip() == messages[1]["content"].strip()
 
 
+def test_a_first_message_of_many_lines(talk: Talk) -> None:
+    """All of stdin, commands and marks as they are."""
+    messages = talk("one\n\n/two \\\n", "-p", "-", "--json").json["messages"]
+    assert [message["content"] for message in messages if message["role"] == "user"] == ["one\n\n/two \\"]
+    assert talk("\n", "-p", "-", "--json").json["messages"] == []
+
+
+def test_torch_may_answer(talk: Talk) -> None:
+    """Several turns on the other engine."""
+    outcome = talk("Hi\nAnd then?\n/retry\n", "--engine", "torch", "--json").json
+    assert (outcome["engine"], outcome["stats"]["answers"], len(outcome["messages"])) == ("torch", 3, 4)
+
+
+def test_a_gguf_file_brings_its_template(talk: Talk, run: Run, llama_model: Path, tmp_path: Path) -> None:
+    """The answers are those of the folder that it was made of."""
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
+    model = with_template(llama_model, tmp_path / "model", template)
+    assert run("export", model, tmp_path / "model.gguf", "--to", "gguf").status == 0
+    of_folder, of_file = (talk("Hi\nAnd then?\n", model=path) for path in (model, tmp_path / "model.gguf"))
+    assert (of_file.out, of_file.err) == (of_folder.out, "")
+    assert len(of_file.out.splitlines()) == 2
+
+
 def test_one_json_object(talk: Talk, llama_model: Path) -> None:
     """Messages as a file has them, and counts; nothing but it on stdout."""
     result = talk("Hi\n", "--json", "--system", "Be kind.", "--seed", 9).json
@@ -116,7 +139,7 @@ def test_a_template_without_a_system_role_is_told_of(talk: Talk, llama_model: Pa
 
 def test_undo_and_retry(talk: Talk) -> None:
     outcome = talk("Hi\n/retry\n/retry\n/undo\nHo\n/stats\n", "--json", "--temp", 1, "--seed", 3)
-    assert "[seed 4]\n[seed 5]\n[forgotten: Hi]\n" in outcome.err
+    assert outcome.err.startswith(f"{PLAIN}[seed 4]\n[seed 5]\n[forgotten: Hi]\n")
     assert "answers     4, 0 of them stopped\n" in outcome.err
     assert [m["content"] for m in outcome.json["messages"] if m["role"] == "user"] == ["Ho"]
     answers = talk("Hi\n/retry\n", "--temp", 1).out.splitlines()
@@ -157,7 +180,7 @@ def test_a_file_of_others(talk: Talk, tmp_path: Path) -> None:
     file.write_text('{"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]}')
     outcome = talk("/retry\n/clear\n", "--load", file, "--json")
     assert outcome.err == (
-        f"{PLAIN}[1 message from {file}]\n[the last one has no answer yet; /retry asks for it]\n[seed 0]\n"
+        f"{PLAIN}[1 message from {file}]\n[the last one has no answer yet; /retry asks for it]\n"
         "[the conversation is empty; the system prompt stays]\n"
     )
     assert outcome.json["messages"] == [{"role": "system", "content": "Be kind."}]
@@ -224,6 +247,7 @@ def test_wrong_options(refused: Callable[..., str], tmp_path: Path, llama_model:
     assert refused("Hi\n", "--on-overflow", "shift") == "on-overflow 'shift': choose one of: drop, refuse"
     assert refused("Hi\n", "-n", 0) == "max-tokens 0: at least one token must be asked for"
     assert refused("Hi\n", "--load", other).startswith(f"{other}: no conversation; ")
+    assert refused("Hi\n", "--system", "\udcff") == "--system is not UTF-8 text"
     assert refused("Hi\n", "--stop", "") == "a stop string is empty"
     assert refused("Hi\n", model=tmp_path).startswith(f"{tmp_path}: holds no tokenizer")
     model = with_template(llama_model, tmp_path / "model", "{{ raise_exception('never') }}")

@@ -170,6 +170,30 @@ def test_a_long_conversation_never_outgrows_the_context(chat: Chat) -> None:
     assert 0 < stats.cached_tokens < stats.prompt_tokens
 
 
+def test_a_long_request_is_read_in_steps(llama_model: Path, tokenizer: Tokenizer) -> None:
+    """Told of, interrupted between them, gone on with, and counted as one."""
+    engine = load_engine(llama_model, threads=1, context=CONTEXT)
+    chat = Chat(engine, chat_layout(None, tokenizer), params=PARAMS, max_tokens=12)
+    whole = chat.ask("ship " * 25).text
+    size = len(chat.conversation.question_again().token_ids)
+    engine.rewind(0)
+    steps: list[tuple[int, int]] = []
+    chat.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quantlab.generation.chat.READING_STEP", 20)
+
+        def pressed(done: int, total: int) -> None:
+            raise KeyboardInterrupt
+
+        assert chat.ask("ship " * 25, None, pressed).text == ""
+        assert engine.position == 20
+        answer = chat.ask("ship " * 25, None, lambda done, total: steps.append((done, total)))
+    assert steps == [(done, size - 20) for done in range(20, size - 20, 20)]
+    assert answer.timings is not None
+    assert (answer.text, answer.timings.cached_tokens, answer.timings.prompt_tokens) == (whole, 20, size)
+    assert answer.timings.prefill_tokens_per_second > 0
+
+
 def test_counts_are_sums(chat: Chat) -> None:
     answers = [chat.ask("Hi"), chat.ask("And then?"), chat.retry()]
     timings = [answer.timings for answer in answers if answer.timings is not None]
