@@ -17,17 +17,22 @@ from quantlab.cli.generation_options import (
     MinP,
     PenaltyWindow,
     PresencePenalty,
+    PromptCacheFolder,
+    PromptCacheSize,
     RepetitionPenalty,
+    Samples,
     Seed,
     Speculation,
     Stop,
     Temperature,
     TopK,
     TopP,
+    opened_prompt_cache,
     sampling_params,
 )
 from quantlab.cli.options import Adapters, Config, Engine, Json, Model, Threads, weighted_adapters
 from quantlab.cli.passage_search import METHOD, PASSAGES, IndexPlace, PassageCount, SearchMethod
+from quantlab.cli.sample_view import show_samples
 from quantlab.cli.template_answer import answer_by_template
 from quantlab.cli.template_options import (
     AnswerTrigger,
@@ -50,6 +55,7 @@ if TYPE_CHECKING:
 
 # Parameters that templates do not take.
 PLAIN_ONLY = ("speculation", "draft_model", "num_draft_tokens", "logprobs", "prompt_logprobs")
+SINGLE_ONLY = ("draft_model", "num_draft_tokens", "logprobs", "prompt_logprobs")  # several texts draft nothing
 
 
 def generate(
@@ -85,6 +91,9 @@ def generate(
     speculation: Speculation = "auto",
     draft_model: DraftModel = None,
     num_draft_tokens: DraftTokens = 15,
+    samples: Samples = None,
+    prompt_cache: PromptCacheFolder = None,
+    prompt_cache_size: PromptCacheSize = "1GB",
     logprobs: Annotated[
         int | None, typer.Option("--logprobs", help="Tell ln p of each token and so many alternatives (--json).")
     ] = None,
@@ -114,11 +123,22 @@ def generate(
     adapters = weighted_adapters(adapter)
     text = _standard_input() if prompt == "-" else _checked(prompt)
     check_threads(threads)
+    settings = {
+        "engine": engine,
+        "threads": threads,
+        "adapters": adapters,
+        "prompt_cache": opened_prompt_cache(prompt_cache, prompt_cache_size),
+    }
     if template is not None:
         _refuse_with_template(context)
-        answer_by_template(context, text, params, {"engine": engine, "threads": threads, "adapters": adapters})
+        answer_by_template(context, text, params, settings)
         return
     refuse_without_template(context)
+    if samples is not None:
+        _refuse_with_samples(context)
+        drawing = {"max_tokens": max_tokens, "params": params, "stop": stop or ()}
+        show_samples(model, text, samples, {**drawing, **settings}, json)
+        return
     from quantlab.generation import generator
 
     result = generator.generate(
@@ -128,9 +148,7 @@ def generate(
         params=params,
         stop=stop or (),
         on_text=None if json else _show,
-        engine=engine,
-        threads=threads,
-        adapters=adapters,
+        **settings,
         speculation=speculation,
         draft_model=draft_model,
         draft_tokens=num_draft_tokens,
@@ -161,6 +179,13 @@ def _refuse_with_template(context: typer.Context) -> None:
 
     if given := [name for name in PLAIN_ONLY if is_given(context, name)]:
         raise InputError(f"--{given[0].replace('_', '-')} is for a plain prompt; leave it or --template out")
+
+
+def _refuse_with_samples(context: typer.Context) -> None:
+    from quantlab.errors import InputError
+
+    if given := [name for name in SINGLE_ONLY if is_given(context, name)]:
+        raise InputError(f"--{given[0].replace('_', '-')} is for a single text; leave it or --samples out")
 
 
 def _check_shown(json: bool, counts: Mapping[str, int | None]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from quantlab.generation.prompt_cache import PromptCache
     from quantlab.generation.sampling import SamplingParams
 
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens to generate at most.")]
@@ -36,6 +38,17 @@ DraftModel = Annotated[
     typer.Option("--draft-model", "--draft", metavar="MODEL", help="A smaller model, same tokenizer, that drafts."),
 ]
 DraftTokens = Annotated[int, typer.Option("--num-draft-tokens", help="Tokens of a draft at most.")]
+Samples = Annotated[
+    int | None,
+    typer.Option("--samples", help="Texts from one prompt, drawn together; with a voting template, its votes."),
+]
+PromptCacheFolder = Annotated[
+    Path | None,
+    typer.Option("--prompt-cache", metavar="DIR", help="Keep what prompts computed here, for later runs to reuse."),
+]
+PromptCacheSize = Annotated[
+    str, typer.Option("--prompt-cache-size", help="Bytes that the folder may take; the least recently used go.")
+]
 
 
 def sampling_params(
@@ -85,3 +98,17 @@ def _biases(options: Sequence[str]) -> dict[int, float]:
             raise InputError(f"--logit-bias {option}: token {pair[0]} has a bias already")
         biases[pair[0]] = pair[1]
     return biases
+
+
+def opened_prompt_cache(folder: Path | None, size: str) -> PromptCache | None:
+    """The folder that --prompt-cache names, if it does.
+
+    Raises:
+        InputError: it cannot be one, or the size is none.
+    """
+    if folder is None:
+        return None
+    from quantlab.checkpoint.byte_sizes import bytes_of
+    from quantlab.generation.prompt_cache import PromptCache
+
+    return PromptCache(folder, bytes_of(size, "--prompt-cache-size"))

@@ -14,6 +14,7 @@ from quantlab.generation.chosen_adapters import choose_adapters, fused_weights, 
 from quantlab.generation.decoder_description import describe
 from quantlab.generation.engine import Engine
 from quantlab.generation.native_engine import NativeEngine, load_native
+from quantlab.generation.prompt_cache import PromptCache
 
 ENGINES = ("auto", "native", "torch")
 logger = logging.getLogger(__name__)
@@ -54,18 +55,21 @@ def open_engine(
     kv: str = "f16",
     activations: str = "int8",
     adapters: Sequence[AdapterSource] | None = None,
+    prompt_cache: PromptCache | None = None,
 ) -> Engine:
     """The engine of that kind; "auto" takes the native one where it can, and else torch, with a warning.
 
-    `kv` and `activations` are the native one's; see `load_engine`, also for `adapters`. Torch computes in fp32.
+    `kv`, `activations` and `prompt_cache` are the native one's; see `load_engine`, also for `adapters`. Torch computes
+    in fp32.
 
     Raises:
         InputError: an unknown kind, or a model or adapter that cannot be read or that the kind asked for does not
-            compute.
+            compute, or a prompt cache where torch computes.
     """
     if kind not in ENGINES:
         raise InputError(f"engine {kind!r}: choose one of: {', '.join(ENGINES)}")
     if kind == "torch":
+        _refuse_cache(model, prompt_cache)
         return _torch_engine(model, threads, context, adapters)
     checkpoint = open_checkpoint(model)
     check_shapes(checkpoint)
@@ -74,8 +78,18 @@ def open_engine(
             describe(checkpoint.config, str(checkpoint.path))
         except InputError as reason:
             logger.warning("torch engine, because the native one does not run this model: %s", reason)
+            _refuse_cache(model, prompt_cache)
             return _torch_engine(model, threads, context, adapters)
-    return NativeEngine(checkpoint, threads=threads, context=context, kv=kv, activations=activations, adapters=adapters)
+    engine = NativeEngine(
+        checkpoint, threads=threads, context=context, kv=kv, activations=activations, adapters=adapters
+    )
+    engine.prompt_cache = prompt_cache
+    return engine
+
+
+def _refuse_cache(model: str | Path, prompt_cache: PromptCache | None) -> None:
+    if prompt_cache is not None:
+        raise InputError(f"{model}: the torch engine keeps no caches; leave the prompt cache out")
 
 
 def _torch_engine(

@@ -21,6 +21,7 @@ from quantlab.generation.log_probabilities import (
     prefill_with_logprobs,
     token_logprob,
 )
+from quantlab.generation.prompt_cache import PromptCache
 from quantlab.generation.sampling import SamplingParams
 from quantlab.generation.text_stream import TextStream
 
@@ -72,6 +73,7 @@ def generate(
     engine: str = "auto",
     threads: int | None = None,
     adapters: Sequence[AdapterSource] | None = None,
+    prompt_cache: PromptCache | None = None,
     speculation: str = "auto",
     draft_model: str | Path | None = None,
     draft_tokens: int = DRAFT_TOKENS,
@@ -84,6 +86,7 @@ def generate(
         engine: "auto", "native" or "torch"; see `engines.open_engine`.
         threads: to compute with; by default one a core.
         adapters: low-rank updates to compute beside the weights; see `load_engine`.
+        prompt_cache: a folder in which caches of prompts are looked up and kept; the native engine's.
         draft_model: a smaller model with the same tokenizer.
 
     Raises:
@@ -94,7 +97,7 @@ def generate(
     tokenizer = load_tokenizer(model)
     drafting = None if draft_model is None else load_draft_model(draft_model, model, tokenizer, threads)
     return complete(
-        open_engine(model, engine, threads=threads, adapters=adapters),
+        open_engine(model, engine, threads=threads, adapters=adapters, prompt_cache=prompt_cache),
         tokenizer,
         prompt,
         max_tokens=max_tokens,

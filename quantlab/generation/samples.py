@@ -4,17 +4,68 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from quantlab.checkpoint import Tokenizer
+from quantlab.adapters.combine import Source as AdapterSource
+from quantlab.checkpoint import Tokenizer, load_tokenizer
 from quantlab.errors import InputError
 from quantlab.generation.constraints import Constraint, Masking
 from quantlab.generation.engine import Engine
-from quantlab.generation.generator import Completion, Timings, check_limits, complete
+from quantlab.generation.engines import open_engine
+from quantlab.generation.generator import Completion, FinishReason, Timings, check_limits, complete
+from quantlab.generation.prompt_cache import PromptCache
 from quantlab.generation.sampling import Sampler, SamplingParams
 from quantlab.generation.text_stream import TextStream
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One of several continuations."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples(Completion):
+    """The first of several completions, with all of them; `timings` are of all together."""
+
+    samples: tuple[Sample, ...]
+
+
+def generate_many(
+    model: str | Path,
+    prompt: str | Sequence[int],
+    samples: int,
+    *,
+    max_tokens: int = 128,
+    params: SamplingParams | None = None,
+    stop: Sequence[str] = (),
+    engine: str = "auto",
+    threads: int | None = None,
+    adapters: Sequence[AdapterSource] | None = None,
+    prompt_cache: PromptCache | None = None,
+) -> Samples:
+    """Load `model` and continue `prompt` `samples` times; see `complete_many`, and `generate` for other arguments.
+
+    Raises:
+        InputError: the model or an adapter cannot be loaded, or what `complete_many` refuses.
+    """
+    tokenizer = load_tokenizer(model)
+    opened = open_engine(model, engine, threads=threads, adapters=adapters, prompt_cache=prompt_cache)
+    found = complete_many(opened, tokenizer, prompt, samples, max_tokens=max_tokens, params=params, stop=stop)
+    first, seconds = found[0], [each.timings.generated_tokens / each.timings.decode_tokens_per_second for each in found]
+    generated = sum(each.timings.generated_tokens for each in found)
+    taken = max(seconds) if opened.has_branches else sum(seconds)
+    timings = replace(first.timings, generated_tokens=generated, decode_tokens_per_second=generated / taken)
+    return Samples(
+        **{**{name: getattr(first, name) for name in vars(first)}, "timings": timings},
+        samples=tuple(Sample(each.text, each.token_ids, each.finish_reason) for each in found),
+    )
 
 
 def complete_many(
@@ -63,6 +114,7 @@ def complete_many(
             params=each,
             stop=stop,
             constraint=constraint and constraint(),
+            speculation="off",
         )
         for each in seeded
     ]

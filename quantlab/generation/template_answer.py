@@ -12,6 +12,7 @@ from quantlab.errors import InputError
 from quantlab.generation.asking import Answered, Manner, ask
 from quantlab.generation.engines import open_engine
 from quantlab.generation.generator import Completion, Timings
+from quantlab.generation.prompt_cache import PromptCache
 from quantlab.generation.prompt_format import prompt_format
 from quantlab.generation.templates import Asked, Template, find_template
 from quantlab.generation.writer import Writer
@@ -66,6 +67,7 @@ def answer_question(
     engine: str = "auto",
     threads: int | None = None,
     adapters: Sequence[AdapterSource] | None = None,
+    prompt_cache: PromptCache | None = None,
 ) -> TemplateCompletion:
     """Load `model` and ask it; see `ask`, and `generate` for the model's arguments.
 
@@ -73,7 +75,8 @@ def answer_question(
         InputError: the model cannot be loaded, or what `ask` refuses.
     """
     form = prompt_format(model, load_tokenizer(model), ignore_chat_template=ignore_chat_template)
-    writer = Writer(open_engine(model, engine, threads=threads, adapters=adapters), form)
+    opened = open_engine(model, engine, threads=threads, adapters=adapters, prompt_cache=prompt_cache)
+    writer = Writer(opened, form)
     return _told(ask(writer, template, asked, manner, on_text))
 
 

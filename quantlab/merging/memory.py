@@ -7,12 +7,12 @@ and threads' stacks. Inputs are read, not mapped, so that no file adds to it.
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantlab.checkpoint.byte_sizes import bytes_of
 from quantlab.checkpoint.tensors import DTYPE_BYTES
 from quantlab.errors import InputError
 from quantlab.merging.methods.method import MergeMethod
@@ -29,22 +29,6 @@ STACK_BYTES = 8 << 20  # of a thread
 SCRATCH_BYTES = 24 << 20  # of a worker: surveys' counts, a method's small tables
 OBSERVED_COPIES = 3  # of an input part, itself among them, while a conflict report looks at it
 HEAP_BYTES = 48 << 20  # that the heap keeps for the next part, and for the threads in common
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_SIZE = re.compile(r"\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>[kmgt]?i?)b?\s*", re.IGNORECASE)
-
-
-def bytes_of(text: str, option: str = "--max-ram") -> int:
-    """The bytes that `2GB`, `500M`, `1.5GiB` or a plain number name.
-
-    Raises:
-        InputError: it is no size.
-    """
-    found = _SIZE.fullmatch(text)
-    unit = found["unit"].lower() if found else "i"
-    if found is None or unit not in _UNITS or float(found["number"]) <= 0:
-        raise InputError(f"{option} {text}: is no size; write it as 2GB, 500MB or 1.5GiB")
-    return int(float(found["number"]) * _UNITS[unit])
 
 
 def limit_of(max_ram: int | str | None) -> int:

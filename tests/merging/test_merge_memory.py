@@ -15,9 +15,10 @@ import torch
 from streamed_models import CONFIG, config_of, save_model, shapes, stored, write_model
 
 from quantlab import merge_checkpoints
+from quantlab.checkpoint.byte_sizes import bytes_of
 from quantlab.errors import InputError
 from quantlab.merging import memory
-from quantlab.merging.memory import MemoryPlan, TensorWork, bytes_of
+from quantlab.merging.memory import MemoryPlan, TensorWork
 from quantlab.merging.plan_types import TensorPlan
 from quantlab.merging.streaming import _in_memory
 from quantlab.merging.tensor_merge import MergedTensor

@@ -183,7 +183,7 @@ void Decoder::export_cache(std::uint8_t* bytes, std::size_t size_given, int firs
     const std::size_t size = head_cache_bytes(cache_type_, spec_.head_size, last - first);
     const std::size_t before = head_cache_bytes(cache_type_, spec_.head_size, first);
     for (const Storage* cache : {&key_cache_, &value_cache_}) {
-        for (std::size_t begin = 0; begin < cache->get_deleter().bytes; begin += head_bytes_, bytes += size) {
+        for (std::size_t begin = 0; size > 0 && begin < cache->get_deleter().bytes; begin += head_bytes_, bytes += size) {
             std::memcpy(bytes, cache->get() + begin + before, size);
         }
     }
@@ -195,7 +195,7 @@ void Decoder::import_cache(const std::uint8_t* bytes, std::size_t size_given, in
     const std::size_t size = head_cache_bytes(cache_type_, spec_.head_size, last - first);
     const std::size_t before = head_cache_bytes(cache_type_, spec_.head_size, first);
     for (const Storage* cache : {&key_cache_, &value_cache_}) {
-        for (std::size_t begin = 0; begin < cache->get_deleter().bytes; begin += head_bytes_, bytes += size) {
+        for (std::size_t begin = 0; size > 0 && begin < cache->get_deleter().bytes; begin += head_bytes_, bytes += size) {
             std::memcpy(cache->get() + begin + before, bytes, size);
         }
     }
