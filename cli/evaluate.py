@@ -84,7 +84,7 @@ def evaluate(
         "adapters": adapters,
     }
     if template and template != ["plain"]:
-        manner = manner_of(rules, max_tokens, seed or 0, passage_tokens, answer_trigger)
+        manner = manner_of(rules, max_tokens, 0, passage_tokens, answer_trigger)
         common |= {"examples": examples, "shots": shots, "role": role, "save": save, "overwrite": overwrite}
         common |= {"triggers": trigger or (), "samples": samples, "temperature": temp}
         common |= {"ignore_chat_template": ignore_chat_template, "manner": manner}

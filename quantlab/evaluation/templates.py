@@ -113,8 +113,8 @@ def evaluate_templates(
         role: for the role template; see `form_of`.
         search: passages for a question, in place of the rows' own.
         ignore_chat_template: ask in plain text.
-        limit, seed, engine, activations, threads, adapters, progress: see `evaluate`. `seed` also draws samples and the
-            order of shuffled passages.
+        limit, seed, engine, activations, threads, adapters, progress: see `evaluate`. `seed`, or without it the
+            manner's, also draws samples and the order of shuffled passages.
         save: where to write all prompts, texts and answers: a JSON line per question and template.
         overwrite: whether `save` may exist.
 
@@ -125,6 +125,7 @@ def evaluate_templates(
     if save is not None:
         check_destination(save, overwrite)
     manner = manner or Manner()
+    manner = replace(manner, seed=manner.seed if seed is None else seed)
     checked_rules(manner.rules)
     templates = {
         name: _with_votes(template, samples, temperature) for name, template in named_templates(names, triggers).items()
@@ -134,7 +135,7 @@ def evaluate_templates(
     shown = read_examples(examples, shots + 1 if shots > 0 else shots) if examples is not None else ()
     form = prompt_format(model, load_tokenizer(model), ignore_chat_template=ignore_chat_template)
     scorer = open_scorer(model, engine, None, threads, activations=activations, adapters=adapters)
-    asking = RowAsking(rows, shown, shots, role, search, seed or 0)
+    asking = RowAsking(rows, shown, shots, role, search, manner.seed)
     writer = Writer(scorer.engine, form)
     _check(task, rows, templates, asking, writer, manner)
     found: dict[str, list[_Outcome]] = {name: [] for name in templates}
