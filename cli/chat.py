@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from quantlab.cli.chat_commands import ChatSession, load_conversation
+from quantlab.cli.chat_commands import ChatSession, load_conversation, open_documents
 from quantlab.cli.chat_input import read_all
 from quantlab.cli.chat_loop import converse
 from quantlab.cli.chat_view import ChatView
@@ -30,6 +30,7 @@ from quantlab.cli.generation_options import (
     sampling_params,
 )
 from quantlab.cli.options import Adapters, Config, Engine, Json, Model, Threads, weighted_adapters
+from quantlab.cli.passage_search import METHOD, PASSAGES, IndexPlace, PassageCount, SearchMethod
 
 if TYPE_CHECKING:
     from quantlab.generation.chat_layout import ChatLayout
@@ -69,6 +70,9 @@ def chat(
         int | None,
         typer.Option("--context", help="Tokens of a conversation.", show_default="the model's, at most 4096"),
     ] = None,
+    index: IndexPlace = None,
+    passage_count: PassageCount = PASSAGES,
+    search_method: SearchMethod = METHOD,
     history: Annotated[
         Path | None, typer.Option("--history", help="Keep typed lines in this file.", show_default=False)
     ] = None,
@@ -110,6 +114,8 @@ def chat(
     )
     session = ChatSession(talk, ChatView(json), model)
     _introduce(session)
+    if index is not None:
+        open_documents(session, index, passage_count, search_method)
     if load is not None:
         load_conversation(session, load)
     converse(session, read_all() if prompt == "-" else prompt, history)
@@ -154,4 +160,5 @@ def _print_json(session: ChatSession) -> None:
     conversation, engine = session.chat.conversation, session.chat.engine
     messages = all_messages(conversation.system, conversation.messages)
     stats = asdict(session.chat.stats())
-    print(json_module.dumps({"messages": messages, "model": session.model, "engine": engine.name, "stats": stats}))
+    found = {"messages": messages, "model": session.model, "engine": engine.name, "stats": stats}
+    print(json_module.dumps({**found, "sources": session.sources}))

@@ -7,7 +7,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantlab.cli.chat_documents import ChatDocuments
 from quantlab.cli.chat_view import ChatView
+from quantlab.cli.passage_search import METHOD, PASSAGES, passage_search
 
 if TYPE_CHECKING:
     from quantlab.generation.chat import Answer, Chat
@@ -19,12 +21,36 @@ _ROUNDED = 1  # digit of speeds
 
 @dataclass
 class ChatSession:
-    """A chat on a command line: its model's name, and the file that `/save` writes without being told a name."""
+    """A chat on a command line.
+
+    Attributes:
+        model: its name.
+        file: what `/save` writes without being told a name.
+        documents: what questions are answered from; None for what the model knows by itself.
+        sources: of the last answer's passages, by number from 1.
+    """
 
     chat: Chat
     view: ChatView
     model: str
     file: Path | None = None
+    documents: ChatDocuments | None = None
+    sources: tuple[str, ...] = ()
+
+    def answer(self, question: str) -> None:
+        """Ask a question, and show the answer and where its passages come from.
+
+        Raises:
+            InputError: as `Chat.ask` and `ChatDocuments.put_before`.
+        """
+        sources: tuple[str, ...] = ()
+        if self.documents is not None:
+            question, sources = self.documents.put_before(question, self.chat)
+        self.show(self.chat.ask(question, self.view.piece, self.view.reading))
+        self.sources = sources
+        if self.documents is not None:
+            listed = [f"[{number}] {source}" for number, source in enumerate(sources, 1)]
+            self.view.note("\n".join(listed) or "[no passage was found]")
 
     def show(self, answer: Answer) -> None:
         """End an answer that has been written."""
@@ -65,7 +91,9 @@ def _help(session: ChatSession, argument: str) -> None:
 
 
 def _undo(session: ChatSession, argument: str) -> None:
-    question = " ".join(session.chat.undo().split())
+    from quantlab.generation.chat_sources import shown_question
+
+    question = " ".join(shown_question(session.chat.undo()).split())
     session.view.note(f"[forgotten: {question[:60]}{'...' if len(question) > 60 else ''}]")
 
 
@@ -170,6 +198,28 @@ def load_conversation(session: ChatSession, file: Path) -> None:
         session.view.note("[the last one has no answer yet; /retry asks for it]")
 
 
+def _docs(session: ChatSession, argument: str) -> None:
+    if argument == "off":
+        session.documents = None
+    elif argument:
+        open_documents(session, argument, PASSAGES, METHOD)
+    documents = session.documents
+    session.view.note(
+        "[answers come from the model alone; /docs DIR finds passages in an index]"
+        if documents is None
+        else f"[answers come from passages of {documents.index}; /docs off ends that]"
+    )
+
+
+def open_documents(session: ChatSession, index: str, count: int, method: str) -> None:
+    """Answer questions from `count` passages of an index.
+
+    Raises:
+        InputError: there is none, or it cannot be searched.
+    """
+    session.documents = ChatDocuments(index, passage_search(index, count, method))
+
+
 def _stats(session: ChatSession, argument: str) -> None:
     chat = session.chat
     stats, last = chat.stats(), chat.last
@@ -218,6 +268,7 @@ COMMANDS = {
     "/system": Command(_system, "[TEXT]", 'Replace the system prompt, or show it; "" takes it away.'),
     "/save": Command(_save, "[FILE]", "Write the conversation as JSON; by default to the file of the last time."),
     "/load": Command(_load, "FILE", "Go on with a conversation from a file."),
+    "/docs": Command(_docs, "[DIR]", "Answer from passages of what `quantlab index` made; off ends that."),
     "/stats": Command(_stats, "", "Show tokens, speeds, and how full the context is."),
     "/set": Command(_set, "[NAME VALUE]", "Set temp, top-k, max-tokens and the like, or show them."),
     "/clear": Command(_clear, "", "Begin a new conversation."),

@@ -72,7 +72,7 @@ def _handle(session: ChatSession, message: str) -> None:
         run_command(session, message)
         return
     question = message[1:] if message.startswith("//") else message
-    session.show(session.chat.ask(question, session.view.piece, session.view.reading))
+    session.answer(question)
 
 
 @contextmanager

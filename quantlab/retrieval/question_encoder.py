@@ -8,6 +8,7 @@ its vector of a known text with the one that sentence-transformers gave.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 from quantlab.checkpoint.json_file import parse_json, read_json
 from quantlab.checkpoint.safetensors_file import SafetensorsFile
 from quantlab.checkpoint.tokenizer import parse_tokenizer, read_text
-from quantlab.errors import InputError
+from quantlab.errors import InputError, missing_extra
 
 POOLING_MODES = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
 MODULES = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
@@ -36,8 +37,11 @@ class QuestionEncoder:
     """A BERT encoder, its weights in fp32; see `question_encoder`."""
 
     def __init__(self, folder: Path, name: str, shape: _Shape, longest: int) -> None:
+        from threadpoolctl import ThreadpoolController
+
         self.name = name
         self._shape = shape
+        self._threads = ThreadpoolController()
         self._file = SafetensorsFile(folder / "model.safetensors")
         self._tokenizer = parse_tokenizer(read_text(folder / "tokenizer.json"), str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()
@@ -52,6 +56,10 @@ class QuestionEncoder:
 
     def query(self, text: str) -> np.ndarray:
         """The vector of unit length, fp32 [dimension]."""
+        with self._threads.limit(limits=1, user_api="blas"):  # for so little, threads that wait by spinning only cost
+            return self._encoded(text)
+
+    def _encoded(self, text: str) -> np.ndarray:
         hidden = self._embedded(self._tokenizer.encode(text).ids)  # (tokens, dimension)
         for layer in range(self._shape.layers):
             hidden = self._layer(hidden, f"encoder.layer.{layer}.")
@@ -102,6 +110,8 @@ class QuestionEncoder:
 
 def question_encoder(folder: Path, name: str) -> QuestionEncoder | None:
     """The encoder of a sentence-transformers folder; None for a model of another kind, or a broken one."""
+    if importlib.util.find_spec("threadpoolctl") is None:
+        raise missing_extra("threadpoolctl", "retrieval")
     try:
         shape = _shape(folder)
         if shape is None:
