@@ -10,15 +10,15 @@ from typing import Literal
 from quantlab.errors import InputError
 from quantlab.generation.chat_layout import ChatLayout
 from quantlab.generation.conversation import Conversation, Request
-from quantlab.generation.engine import Engine
+from quantlab.generation.engine import Engine, OnChunk
 from quantlab.generation.generator import Timings, complete
+from quantlab.generation.prompt_cache import common_prefix
 from quantlab.generation.prompts import Message
 from quantlab.generation.sampling import SamplingParams
 
 SEEDS = 1 << 64
-READING_STEP = 128  # tokens of a request between two looks at Ctrl-C: seconds, with a large model
+READING_CHUNK = 128  # tokens of a request that are computed before Ctrl-C is heeded: seconds, with a large model
 OnText = Callable[[str], None]
-OnReading = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Chat:
         self._max_tokens = count
         self.conversation.limit = self.engine.context - min(count, self.engine.context // 4)
 
-    def ask(self, question: str, on_text: OnText | None = None, on_reading: OnReading | None = None) -> Answer:
+    def ask(self, question: str, on_text: OnText | None = None, on_reading: OnChunk | None = None) -> Answer:
         """Answer a question. KeyboardInterrupt ends the answer, and what is there of it stays.
 
         Args:
@@ -120,7 +120,7 @@ class Chat:
         self._retries = 0
         return answer
 
-    def retry(self, on_text: OnText | None = None, on_reading: OnReading | None = None) -> Answer:
+    def retry(self, on_text: OnText | None = None, on_reading: OnChunk | None = None) -> Answer:
         """Answer the last question again, with another seed: the parameters' plus the number of retries.
 
         Where the last message is a question without an answer, as in a loaded file, the seed is the parameters' own.
@@ -166,7 +166,7 @@ class Chat:
             seed=self.last.seed if self.last is not None else self.params.seed,
         )
 
-    def _answer(self, request: Request, retries: int, on_text: OnText | None, on_reading: OnReading | None) -> Answer:
+    def _answer(self, request: Request, retries: int, on_text: OnText | None, on_reading: OnChunk | None) -> Answer:
         params = replace(self.params, seed=(self.params.seed + retries) % SEEDS)
         pieces: list[str] = []
 
@@ -177,7 +177,7 @@ class Chat:
 
         asked = len(request.token_ids)
         try:
-            cached, seconds = self._read(request.token_ids, on_reading)
+            read = self._read(request.token_ids, on_reading)
             completion = complete(
                 self.engine,
                 self.conversation.layout.tokenizer,
@@ -193,26 +193,23 @@ class Chat:
             answer = Answer(text, "stopped", request.dropped, params.seed, None)
         else:
             text, drawn = completion.text, list(completion.token_ids)
-            timings = _with_reading(completion.timings, cached, seconds)
+            timings = completion.timings if read is None else _with_reading(completion.timings, *read)
             answer = Answer(text, completion.finish_reason, request.dropped, params.seed, timings)
         if text or answer.timings is not None:
             self.conversation.answered(request, text, drawn)
         self._count(answer, asked, len(drawn))
         return answer
 
-    def _read(self, token_ids: list[int], on_reading: OnReading | None) -> tuple[int, float]:
-        """Compute all but the end of a request, a step at a time.
+    def _read(self, token_ids: list[int], on_reading: OnChunk | None) -> tuple[int, float] | None:
+        """Compute all but the last token of a long request, heeding Ctrl-C more often than `complete` would.
 
         Returns:
-            How many tokens were cached before, and the seconds that it took.
+            How many tokens were cached before, and the seconds that it took; None for a short request.
         """
-        pairs = enumerate(zip(self.engine.tokens, token_ids, strict=False))
-        common = next((n for n, (old, new) in pairs if old != new), min(self.engine.position, len(token_ids)))
-        cached, started = min(common, len(token_ids) - 1), time.perf_counter()
-        for end in range(cached + READING_STEP, len(token_ids), READING_STEP):
-            self.engine.prefill(token_ids[:end])
-            if on_reading is not None:
-                on_reading(end - cached, len(token_ids) - cached)
+        if len(token_ids) - common_prefix(self.engine.tokens, token_ids) <= READING_CHUNK:
+            return None
+        started = time.perf_counter()
+        cached = self.engine.prefill(token_ids[:-1], READING_CHUNK, on_reading)
         return cached, time.perf_counter() - started
 
     def _count(self, answer: Answer, asked: int, drawn: int) -> None:

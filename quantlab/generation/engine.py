@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from quantlab.generation.decoding import Decoding
 from quantlab.generation.sampling import Sampler, SamplingParams
 from quantlab.generation.speculation import Speculation
 
+OnChunk = Callable[[int, int], None]
 PREFILL_CHUNK = 512  # tokens per forward pass: bounds the memory of a long prompt
 ROWS_CHUNK = 64  # the same where the logits of all tokens are wanted, 128 KB each for a vocabulary of 32,000
 
@@ -45,8 +46,12 @@ class Engine(ABC):
         """Number of tokens so far."""
         return len(self.tokens)
 
-    def prefill(self, token_ids: Sequence[int], chunk: int | None = None) -> int:
+    def prefill(self, token_ids: Sequence[int], chunk: int | None = None, on_chunk: OnChunk | None = None) -> int:
         """Make the sequence `token_ids`, keeping the cache of the longest common prefix.
+
+        Args:
+            chunk: tokens of a forward pass at most; Ctrl-C is heeded between two of them.
+            on_chunk: called behind each with how many tokens have been computed, and how many have to be.
 
         Returns:
             How many tokens came from the cache.
@@ -67,6 +72,8 @@ class Engine(ABC):
         step = chunk or PREFILL_CHUNK
         for start in range(common, len(token_ids), step):
             self.append(token_ids[start : start + step])
+            if on_chunk is not None:
+                on_chunk(self.position - common, len(token_ids) - common)
         return common
 
     def prefill_all(self, token_ids: Sequence[int]) -> Iterator[np.ndarray]:

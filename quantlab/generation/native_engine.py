@@ -26,7 +26,7 @@ from quantlab.generation.decoder_adapters import decoder_adapters
 from quantlab.generation.decoder_description import ACTIVATIONS, NORMS, Description, describe
 from quantlab.generation.decoder_layout import DecoderLayout
 from quantlab.generation.decoder_loader import Loader, Matrix
-from quantlab.generation.engine import Engine
+from quantlab.generation.engine import Engine, OnChunk
 from quantlab.generation.memory import TILE_POSITIONS, check_branches, check_memory, needed_memory
 from quantlab.generation.prompt_cache import PromptCache
 from quantlab.generation.saved_cache import read_cache, write_cache
@@ -174,13 +174,13 @@ class NativeEngine(Engine):
         self.rewind(0)
         return self.append_all(token_ids)
 
-    def prefill(self, token_ids: Sequence[int], chunk: int | None = None) -> int:
+    def prefill(self, token_ids: Sequence[int], chunk: int | None = None, on_chunk: OnChunk | None = None) -> int:
         """See `Engine.prefill`; with a prompt cache, common prefixes of sequences of other processes count too."""
         if self.prompt_cache is None:
-            return super().prefill(token_ids, chunk)
+            return super().prefill(token_ids, chunk, on_chunk)
         token_ids = self._checked(token_ids)
         self.prompt_cache.restore(self, token_ids)
-        common = super().prefill(token_ids, chunk)
+        common = super().prefill(token_ids, chunk, on_chunk)
         self.prompt_cache.save(self)
         return common
 
