@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from quantlab.checkpoint.atomic import check_destination
+from quantlab.checkpoint.byte_sizes import bytes_of
 from quantlab.checkpoint.checksums import model_digest
 from quantlab.errors import InputError
 from quantlab.merging.card import CONFIG_FILE
 from quantlab.merging.layer_path import NOTED_SHIFT, norm_shift
-from quantlab.merging.memory import bytes_of
 from quantlab.merging.references import parse_reference
 from quantlab.search.evolution_file import EvolveResult, JudgedScore, history_of, result_of, write_history
 from quantlab.search.evolve_config import EvolveConfig, Genome, read_evolve_config

@@ -158,6 +158,9 @@ def test_templates_are_greedy_unless_told(run: Run, model: Path) -> None:
     ]
     assert votes[0]["samples"] == votes[1]["samples"] != votes[2]["samples"]
     assert len(votes[0]["samples"]) == 5
+    few = run("generate", model, "-p", "Who?", "--template", "self-consistency", "-n", 4, "--samples", 2, "--json").json
+    bare = run(*arguments, "--samples", 3, "--temp", 1.5).json
+    assert (len(few["samples"]), len(bare["samples"])) == (2, 3)
     assert sum(votes[0]["votes"].values()) == sum(bool(sample["answer"]) for sample in votes[0]["samples"])
 
 
