@@ -224,7 +224,8 @@ def _check(
                 faults.append(f"line {row.line}, template {name}: {error}")
     if faults:
         more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
-        raise InputError(f"{task}: {'; '.join(faults[:MOST_FAULTS])}{more}")
+        way_out = "show fewer examples or passages, or leave such rows out"
+        raise InputError(f"{task}: {'; '.join(faults[:MOST_FAULTS])}{more} ({way_out})")
 
 
 def _result(

@@ -164,6 +164,7 @@ def test_faults_are_told_before_the_first_question(model: Path, tmp_path: Path) 
         f'{path}: line 1, template rag: has no "passages"; line 2, template zero-shot: the'
     )
     assert "; the context holds 256; line 2, template cot: the question takes" in str(caught.value)
+    assert str(caught.value).endswith(" (show fewer examples or passages, or leave such rows out)")
     with pytest.raises(InputError, match="template few-shot: worked examples are missing; give a file of them with"):
         evaluate_templates(model, path, ["few-shot"], limit=1)
     with pytest.raises(InputError, match="answer rules 'lax': choose one of: strict, kojima"):
