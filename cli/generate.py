@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from quantlab.cli.console import check_threads, print_json
+from quantlab.cli.constraint_options import (
+    CUE,
+    Choice,
+    Choices,
+    GrammarFile,
+    JsonSchema,
+    ReasoningBudget,
+    Regex,
+    ThenChoice,
+    ThenCue,
+    ThenJsonSchema,
+    ThenRegex,
+    grammar_of,
+)
 from quantlab.cli.generation_options import (
     DraftModel,
     DraftTokens,
@@ -54,8 +68,16 @@ if TYPE_CHECKING:
     from quantlab.generation.generator import Timings
 
 # Parameters that templates do not take.
-PLAIN_ONLY = ("speculation", "draft_model", "num_draft_tokens", "logprobs", "prompt_logprobs")
-SINGLE_ONLY = ("draft_model", "num_draft_tokens", "logprobs", "prompt_logprobs")  # several texts draft nothing
+PLAIN_ONLY = (
+    "speculation", "draft_model", "num_draft_tokens", "logprobs", "prompt_logprobs", "json_schema", "regex", "choice",
+    "choices", "grammar_file", "then_json_schema", "then_regex", "then_choice", "then_cue", "reasoning_budget",
+)  # fmt: skip
+OPTION_NAMES = {"grammar_file": "grammar"}  # where it is not the parameter's
+# Several texts draft nothing.
+SINGLE_ONLY = (
+    "draft_model", "num_draft_tokens", "logprobs", "prompt_logprobs", "then_json_schema", "then_regex", "then_choice",
+    "then_cue", "reasoning_budget",
+)  # fmt: skip
 
 
 def generate(
@@ -88,6 +110,16 @@ def generate(
     search_method: SearchMethod = METHOD,
     passage_tokens: PassageTokens = None,
     ignore_chat_template: IgnoreChatTemplate = False,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    choice: Choice = None,
+    choices: Choices = None,
+    grammar_file: GrammarFile = None,
+    then_json_schema: ThenJsonSchema = None,
+    then_regex: ThenRegex = None,
+    then_choice: ThenChoice = None,
+    then_cue: ThenCue = CUE,
+    reasoning_budget: ReasoningBudget = 256,
     speculation: Speculation = "auto",
     draft_model: DraftModel = None,
     num_draft_tokens: DraftTokens = 15,
@@ -123,25 +155,29 @@ def generate(
     adapters = weighted_adapters(adapter)
     text = _standard_input() if prompt == "-" else _checked(prompt)
     check_threads(threads)
-    settings = {
+    settings: dict[str, Any] = {  # Any: arguments of several functions
         "engine": engine,
         "threads": threads,
         "adapters": adapters,
         "prompt_cache": opened_prompt_cache(prompt_cache, prompt_cache_size),
     }
     if template is not None:
-        _refuse_with_template(context)
+        _refuse(context, PLAIN_ONLY, "is for a plain prompt; leave it or --template out")
         answer_by_template(context, text, params, settings)
         return
     refuse_without_template(context)
+    grammar = grammar_of(json_schema, regex, choice, choices, grammar_file)
     if samples is not None:
-        _refuse_with_samples(context)
-        drawing = {"max_tokens": max_tokens, "params": params, "stop": stop or ()}
+        _refuse(context, SINGLE_ONLY, "is for a single text; leave it or --samples out")
+        drawing = {"max_tokens": max_tokens, "params": params, "stop": stop or (), "grammar": grammar}
         show_samples(model, text, samples, {**drawing, **settings}, json)
         return
-    from quantlab.generation import generator
+    then_grammar = grammar_of(then_json_schema, then_regex, then_choice, prefix="--then-")
+    if then_grammar is None:
+        _refuse(context, ("then_cue", "reasoning_budget"), "means nothing without --then-json-schema or its like")
+    from quantlab.generation.generate import generate as continued
 
-    result = generator.generate(
+    result = continued(
         model,
         text,
         max_tokens=max_tokens,
@@ -149,6 +185,10 @@ def generate(
         stop=stop or (),
         on_text=None if json else _show,
         **settings,
+        grammar=grammar,
+        then_grammar=then_grammar,
+        cue=then_cue.replace("\\n", "\n"),
+        reasoning_budget=reasoning_budget,
         speculation=speculation,
         draft_model=draft_model,
         draft_tokens=num_draft_tokens,
@@ -174,18 +214,11 @@ def _drafts(timings: Timings) -> str:
     return f"{timings.accepted_tokens} of {timings.drafted_tokens} drafted tokens accepted, "
 
 
-def _refuse_with_template(context: typer.Context) -> None:
+def _refuse(context: typer.Context, names: Sequence[str], reason: str) -> None:
     from quantlab.errors import InputError
 
-    if given := [name for name in PLAIN_ONLY if is_given(context, name)]:
-        raise InputError(f"--{given[0].replace('_', '-')} is for a plain prompt; leave it or --template out")
-
-
-def _refuse_with_samples(context: typer.Context) -> None:
-    from quantlab.errors import InputError
-
-    if given := [name for name in SINGLE_ONLY if is_given(context, name)]:
-        raise InputError(f"--{given[0].replace('_', '-')} is for a single text; leave it or --samples out")
+    if given := [name for name in names if is_given(context, name)]:
+        raise InputError(f"--{OPTION_NAMES.get(given[0], given[0].replace('_', '-'))} {reason}")
 
 
 def _check_shown(json: bool, counts: Mapping[str, int | None]) -> None:

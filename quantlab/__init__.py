@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from quantlab.evaluation.perplexity import perplexity
     from quantlab.formats import FORMATS, Recipe
     from quantlab.generation.engines import load_engine
-    from quantlab.generation.generator import generate
+    from quantlab.generation.generate import generate
     from quantlab.generation.sampling import SamplingParams
     from quantlab.loading import load_model
     from quantlab.merging.merge import merge_checkpoints
@@ -44,7 +44,7 @@ _HOMES = {
     "extract_adapter": "quantlab.adapters.extract",
     "finetune": "quantlab.training.finetune",
     "fuse_adapter": "quantlab.calibration.fuse",
-    "generate": "quantlab.generation.generator",
+    "generate": "quantlab.generation.generate",
     "index_documents": "quantlab.retrieval.indexing",
     "load_engine": "quantlab.generation.engines",
     "load_model": "quantlab.loading",

@@ -5,23 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from quantlab.adapters.combine import Source as AdapterSource
-from quantlab.checkpoint import Tokenizer, load_tokenizer
+from quantlab.checkpoint import Tokenizer
 from quantlab.errors import InputError
 from quantlab.generation.constraints import Constraint
-from quantlab.generation.drafters import DRAFT_TOKENS, check_speculation, load_draft_model, speculation_for
+from quantlab.generation.drafters import DRAFT_TOKENS, speculation_for
 from quantlab.generation.engine import Engine
-from quantlab.generation.engines import open_engine
 from quantlab.generation.log_probabilities import (
     TokenLogprob,
     check_alternatives,
     prefill_with_logprobs,
     token_logprob,
 )
-from quantlab.generation.prompt_cache import PromptCache
 from quantlab.generation.sampling import SamplingParams
 from quantlab.generation.text_stream import TextStream
 
@@ -50,7 +46,8 @@ class Completion:
     (what a constraint had not completed then is cut, and may be no JSON yet).
 
     `logprobs` and `prompt_logprobs` have an entry for each generated token and each of the prompt's, where they were
-    asked for; that of the prompt's first token is None.
+    asked for; that of the prompt's first token is None. `reasoning` is what was written before an answer, where that
+    was asked for; see `complete_reasoned`.
     """
 
     text: str
@@ -60,56 +57,7 @@ class Completion:
     timings: Timings
     logprobs: tuple[TokenLogprob, ...] | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
-
-
-def generate(
-    model: str | Path,
-    prompt: str | Sequence[int],
-    *,
-    max_tokens: int = 128,
-    params: SamplingParams | None = None,
-    stop: Sequence[str] = (),
-    on_text: Callable[[str], None] | None = None,
-    engine: str = "auto",
-    threads: int | None = None,
-    adapters: Sequence[AdapterSource] | None = None,
-    prompt_cache: PromptCache | None = None,
-    speculation: str = "auto",
-    draft_model: str | Path | None = None,
-    draft_tokens: int = DRAFT_TOKENS,
-    logprobs: int | None = None,
-    prompt_logprobs: int | None = None,
-) -> Completion:
-    """Load `model` and continue `prompt`; see `complete`.
-
-    Args:
-        engine: "auto", "native" or "torch"; see `engines.open_engine`.
-        threads: to compute with; by default one a core.
-        adapters: low-rank updates to compute beside the weights; see `load_engine`.
-        prompt_cache: a folder in which caches of prompts are looked up and kept; the native engine's.
-        draft_model: a smaller model with the same tokenizer.
-
-    Raises:
-        InputError: a model or an adapter cannot be loaded, the draft model has another tokenizer, or the prompt or a
-            parameter is wrong.
-    """
-    check_speculation(speculation, draft_tokens, has_draft_model=draft_model is not None)
-    tokenizer = load_tokenizer(model)
-    drafting = None if draft_model is None else load_draft_model(draft_model, model, tokenizer, threads)
-    return complete(
-        open_engine(model, engine, threads=threads, adapters=adapters, prompt_cache=prompt_cache),
-        tokenizer,
-        prompt,
-        max_tokens=max_tokens,
-        params=params,
-        stop=stop,
-        on_text=on_text,
-        speculation=speculation,
-        draft_model=drafting,
-        draft_tokens=draft_tokens,
-        logprobs=logprobs,
-        prompt_logprobs=prompt_logprobs,
-    )
+    reasoning: str | None = None
 
 
 def complete(

@@ -16,6 +16,8 @@ from quantlab.generation.constraints import Constraint, Masking
 from quantlab.generation.engine import Engine
 from quantlab.generation.engines import open_engine
 from quantlab.generation.generator import Completion, FinishReason, Timings, check_limits, complete
+from quantlab.generation.grammar_constraint import constraints_of
+from quantlab.generation.grammars import Grammar
 from quantlab.generation.prompt_cache import PromptCache
 from quantlab.generation.sampling import Sampler, SamplingParams
 from quantlab.generation.text_stream import TextStream
@@ -49,6 +51,7 @@ def generate_many(
     threads: int | None = None,
     adapters: Sequence[AdapterSource] | None = None,
     prompt_cache: PromptCache | None = None,
+    grammar: Grammar | None = None,
 ) -> Samples:
     """Load `model` and continue `prompt` `samples` times; see `complete_many`, and `generate` for other arguments.
 
@@ -57,7 +60,10 @@ def generate_many(
     """
     tokenizer = load_tokenizer(model)
     opened = open_engine(model, engine, threads=threads, adapters=adapters, prompt_cache=prompt_cache)
-    found = complete_many(opened, tokenizer, prompt, samples, max_tokens=max_tokens, params=params, stop=stop)
+    constraint = None if grammar is None else constraints_of(grammar, tokenizer, opened.vocabulary)
+    found = complete_many(
+        opened, tokenizer, prompt, samples, max_tokens=max_tokens, params=params, stop=stop, constraint=constraint
+    )
     first, seconds = found[0], [each.timings.generated_tokens / each.timings.decode_tokens_per_second for each in found]
     generated = sum(each.timings.generated_tokens for each in found)
     taken = max(seconds) if opened.has_branches else sum(seconds)

@@ -103,11 +103,11 @@ def _told(answered: Answered) -> TemplateCompletion:
         "text": "".join(completion.text for completion in completions),
         "token_ids": tuple(token for completion in completions for token in completion.token_ids),
         "timings": _together([step.completion.timings for sample in answered.samples for step in sample.steps]),
+        "reasoning": answered.reasoning,
     }
     return TemplateCompletion(
         **{**vars(completions[-1]), **written},
         answer=answered.answer,
-        reasoning=answered.reasoning,
         votes=answered.votes,
         sources=answered.sources,
         steps=tuple(Exchange(step.prompt, step.completion.text) for step in steps),

@@ -13,7 +13,7 @@ from quantlab.checkpoint import load_tokenizer
 from quantlab.errors import InputError
 from quantlab.evaluation.evaluate import accuracy_of, choice_likelihood, continuation, evaluate
 from quantlab.evaluation.scorers import open_scorer
-from quantlab.generation.generator import generate
+from quantlab.generation.generate import generate
 from quantlab.generation.sampling import SamplingParams
 
 PROMPT = "Question: Who has the key to the boathouse?\nAnswer:"

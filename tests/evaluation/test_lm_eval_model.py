@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quantlab.checkpoint import load_tokenizer
 from quantlab.errors import InputError
-from quantlab.generation.generator import generate
+from quantlab.generation.generate import generate
 from quantlab.generation.sampling import SamplingParams
 
 OURS = "quantlab.evaluation.lm_eval_model"
