@@ -82,8 +82,8 @@ def _strict(written: Written, answer_type: AnswerType, choices: tuple[str, ...])
     piece = text[announced[-1].end() :] if announced else text
     if _is_not_there(piece):
         return NOT_IN_SOURCES
-    if answer_type == "free":
-        return own.strip()
+    if answer_type == "free":  # behind a reasoning the line that was asked for, else all of it
+        return _first_line(piece) if written.trigger else own.strip()
     found = _FINDERS[answer_type](piece, choices)
     if not found:
         return ""
@@ -132,9 +132,13 @@ def _yes_or_no(text: str, _: tuple[str, ...]) -> list[str]:
 
 
 def _short_text(text: str, _: tuple[str, ...]) -> list[str]:
-    """The first line that says something, up to the end of its sentence; the full stop of "Dr." is none."""
-    line = next((line for line in text.splitlines() if plain_words(line)), "")
-    return [plain_words(SENTENCE_END.split(CITATION.sub("", line).strip())[0])]
+    """The first line, up to the end of its sentence; the full stop of "Dr." is none."""
+    return [plain_words(SENTENCE_END.split(CITATION.sub("", _first_line(text)).strip())[0])]
+
+
+def _first_line(text: str) -> str:
+    """That says something."""
+    return next((line.strip() for line in text.splitlines() if plain_words(line)), "")
 
 
 def plain_words(text: str) -> str:

@@ -109,6 +109,8 @@ def ask(
     text = writer.format.text(form.prompt)
     plan = _plan(writer, template, asked, form, text, manner)
     number = manner.samples or template.samples
+    if number > 1 and asked.answer_type == "free":  # whole texts would hardly agree
+        plan = replace(plan, asked=replace(asked, answer_type="text"))
     heard = on_text if number == 1 else None
     if heard and form.prompt.begun:
         heard(form.prompt.begun)

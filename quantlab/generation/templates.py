@@ -139,7 +139,7 @@ def _single(name: str) -> Template:
         return Template(layout=read_layout(Path(name)))
     if name not in TEMPLATES:
         raise InputError(
-            f"template {name!r}: choose one of: {', '.join(TEMPLATES)}, join some with +, or give a .jinja"
+            f"template {name!r}: choose one of: {', '.join(TEMPLATES)}, join some with +, or give a file *.jinja"
         )
     return TEMPLATES[name]
 
@@ -164,6 +164,8 @@ def form_of(template: Template, asked: Asked, answer_trigger: str | None = None)
     Raises:
         InputError: a piece is missing that the template needs, or a Jinja file fails on this question.
     """
+    if not asked.question.strip():
+        raise InputError("the question is empty")
     question = question_with_choices(asked.question.strip(), asked.choices)
     if template.layout is not None:
         return _laid_out(template.layout, template, asked, question)

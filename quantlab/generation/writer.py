@@ -42,7 +42,7 @@ class Writer:
         Raises:
             InputError: as `complete`.
         """
-        key = (text, max_tokens, tuple(sorted(params.logit_bias.items())), params, samples, tuple(stop))
+        key = (text, max_tokens, params, samples, tuple(stop))
         if key not in self._written:
             ids, tokenizer = self.format.ids(text), self.format.tokenizer
             if samples == 1:

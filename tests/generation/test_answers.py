@@ -178,6 +178,7 @@ def test_short_texts(text: str, answer: str) -> None:
 
 def test_a_free_answer_is_all_of_it() -> None:
     assert strict(" One. Two.\n\nThree. \nQ: Four?", "free") == "One. Two.\n\nThree."
+    assert strict(" One. Two.\n\nThree.", "free", trigger="Therefore, the answer is") == "One. Two."  # but one line
 
 
 def test_what_the_sources_do_not_hold_is_an_answer_of_its_own() -> None:

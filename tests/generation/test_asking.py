@@ -101,6 +101,16 @@ def test_samples_vote(writer: Writer) -> None:
     assert found.generated_tokens == sum(len(s.completion.token_ids) for a in found.samples for s in a.steps)
 
 
+def test_free_answers_vote_as_short_texts(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole texts would hardly agree."""
+    types: list[str] = []
+    monkeypatch.setattr("quantlab.generation.asking.extracted_answer", lambda _, kind, *__: types.append(kind) or "a")
+    asked = replace(QUESTION, answer_type="free")
+    ask(writer, TEMPLATES["self-consistency"], asked, replace(SHORT, samples=2))
+    ask(writer, TEMPLATES["cot"], asked, SHORT)
+    assert types == ["text", "text", "free"]
+
+
 def test_the_majoritys_sample_is_chosen(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter(["", "b", "a", "a"])
     monkeypatch.setattr("quantlab.generation.asking.extracted_answer", lambda *_: next(answers))

@@ -155,6 +155,8 @@ def test_names_that_there_are_not(name: str, fault: str) -> None:
 
 
 def test_pieces_that_are_missing() -> None:
+    with pytest.raises(InputError, match="the question is empty"):
+        form("zero-shot", Asked(" \n"))
     with pytest.raises(InputError, match="worked examples are missing; give a file of them with --examples"):
         form("few-shot", Asked(QUESTION))
     with pytest.raises(InputError, match='the example "What is 1" shows no reasoning'):
