@@ -53,7 +53,7 @@ class Index:
         """
         check_search(k, method)
         _check_query(query)
-        count = max(CANDIDATES, 10 * k)
+        count = min(max(CANDIDATES, 10 * k), self.store.chunks())
         rankings = {
             "vector": self.store.nearest(self._vector(query), count) if method != "keyword" else [],
             "keyword": self.store.matching(query, count) if method != "vector" else [],

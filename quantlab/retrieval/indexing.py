@@ -20,7 +20,7 @@ from quantlab.retrieval.index import chosen_embedder
 from quantlab.retrieval.store import TABLE, Row, Settings, Store, create_store, is_remote, open_store
 
 READING = b"1\n"  # raised when documents are read or cut in another way: then all of them count as changed
-CHUNKS_A_COMMIT = 256  # at least, and whole documents: what an interruption can cost
+CHUNKS_A_COMMIT = 128  # at least, and whole documents: what an interruption can cost
 
 Progress = Callable[[int, int, str], None]  # (bytes done, bytes in all, documents and chunks so far)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,6 +26,7 @@ FORMAT = 1
 COMPLETE = "complete"  # the tag of the version that the last finished run left
 KEPT = datetime.timedelta(hours=1)  # old versions stay as long, for searches that have begun
 SOURCES_A_STATEMENT = 500
+_RUST_LINE = re.compile(r",? /\S+\.rs:\d+:\d+")  # where LanceDB's own code noticed it
 SHOWN = ("source", "position", "place", "text")
 
 Result = TypeVar("Result")
@@ -204,7 +206,7 @@ def _told(uri: str, action: Callable[[], Result]) -> Result:
     except (ImportError, InputError):
         raise
     except Exception as error:
-        reason = one_line(str(error).split("\n")[0], 300) or type(error).__name__
+        reason = one_line(_RUST_LINE.sub("", str(error).split("\n")[0]), 300) or type(error).__name__
         raise InputError(
             f"{uri}: the index cannot be used: {reason}; if it is damaged, make it anew (--rebuild)"
         ) from None
