@@ -21,12 +21,15 @@ from quantlab.cli.generation_options import (
     MinP,
     PenaltyWindow,
     PresencePenalty,
+    PromptCacheFolder,
+    PromptCacheSize,
     RepetitionPenalty,
     Seed,
     Stop,
     Temperature,
     TopK,
     TopP,
+    opened_prompt_cache,
     sampling_params,
 )
 from quantlab.cli.options import Adapters, Config, Engine, Json, Model, Threads, weighted_adapters
@@ -76,6 +79,8 @@ def chat(
     history: Annotated[
         Path | None, typer.Option("--history", help="Keep typed lines in this file.", show_default=False)
     ] = None,
+    prompt_cache: PromptCacheFolder = None,
+    prompt_cache_size: PromptCacheSize = "1GB",
     engine: Engine = "auto",
     adapter: Adapters = None,
     threads: Threads = None,
@@ -102,7 +107,8 @@ def chat(
     from quantlab.generation.engines import open_engine
 
     layout = _layout(model, chat_template)
-    opened = open_engine(model, engine, threads=threads, context=context, adapters=adapters)
+    cache = opened_prompt_cache(prompt_cache, prompt_cache_size)
+    opened = open_engine(model, engine, threads=threads, context=context, adapters=adapters, prompt_cache=cache)
     talk = Chat(
         opened,
         layout,

@@ -197,6 +197,7 @@ class Chat:
             answer = Answer(text, completion.finish_reason, request.dropped, params.seed, timings)
         if text or answer.timings is not None:
             self.conversation.answered(request, text, drawn)
+            self.engine.keep()
         self._count(answer, asked, len(drawn))
         return answer
 

@@ -14,6 +14,7 @@ from quantlab.generation.chat import Chat
 from quantlab.generation.chat_layout import chat_layout
 from quantlab.generation.generator import complete
 from quantlab.generation.native_engine import NativeEngine
+from quantlab.generation.prompt_cache import PromptCache
 from quantlab.generation.sampling import SamplingParams
 
 PARAMS = SamplingParams(temperature=1.0, top_p=1.0, min_p=0.0, seed=5)
@@ -204,3 +205,26 @@ def test_counts_are_sums(chat: Chat) -> None:
     assert stats.cached_tokens == sum(one.cached_tokens for one in timings)
     assert stats.generated_tokens == sum(one.generated_tokens for one in timings)
     assert stats.seed == 6
+
+
+def test_another_process_goes_on_where_this_one_stopped(
+    llama_model: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """With a prompt cache answers are kept too, and a conversation that is loaded is not read again."""
+
+    def begun() -> Chat:
+        engine = load_engine(llama_model, threads=1, context=CONTEXT)
+        engine.prompt_cache = PromptCache(tmp_path)
+        return Chat(engine, chat_layout(None, tokenizer), params=PARAMS, max_tokens=12)
+
+    first = begun()
+    first.ask("The lamp in the boathouse was lit, and nobody knew by whom")
+    known = first.engine.position
+    assert known > 32
+    expected = first.ask("And then?").text
+    second = begun()
+    second.load(None, first.conversation.messages[:2])
+    answer = second.ask("And then?")
+    assert answer.text == expected
+    assert answer.timings is not None
+    assert answer.timings.cached_tokens >= known
