@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -70,11 +71,23 @@ def _environment(strict: bool) -> ImmutableSandboxedEnvironment:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = _now
     return environment
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:  # Any: whatever a message holds
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(  # Any: whatever a message holds
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _now(pattern: str) -> str:
+    """Some templates tell the model today's date."""
+    return datetime.now().astimezone().strftime(pattern)
 
 
 def _refuse(message: str) -> None:

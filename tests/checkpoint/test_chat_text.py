@@ -58,8 +58,12 @@ MARKED = """{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}:{% c
 {% endfor %}{% if tools %}{{ tools | tojson(indent=1) }}{% endif %}{% if tools is none %}no tools{% endif %}"""
 
 
+DATED = """{{ strftime_now('%Y') }} {{ messages[0] | tojson(ensure_ascii=true, separators=(',', ':'), sort_keys=true) }}
+{% if strftime_now is defined %}{{ strftime_now('%B') }}{% endif %}"""
+
+
 @pytest.mark.parametrize("options", [{"generation_prompt": True}, {"tools": TOOLS}])
-@pytest.mark.parametrize("template", [TEMPLATE, MARKED])
+@pytest.mark.parametrize("template", [TEMPLATE, MARKED, DATED])
 def test_a_request_is_transformers_too(llama_model, template, options):
     theirs = {"add_generation_prompt": options.get("generation_prompt", False), "tools": options.get("tools")}
     tokenizer = AutoTokenizer.from_pretrained(llama_model)

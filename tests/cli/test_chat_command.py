@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_processes import Run
+from command_processes import Run, environment
 
 PLAIN = "[the model has no chat template; it reads plain lines that begin with User: and Assistant:]\n"
 Talk = Callable[..., Any]
@@ -259,3 +260,14 @@ def test_no_standard_input(run: Run, llama_model: Path, monkeypatch: pytest.Monk
     outcome = run("chat", llama_model)
     assert outcome.status == 2
     assert outcome.err == f"{PLAIN}quantlab: standard input is closed; messages come from there\n"
+
+
+def test_the_native_engine_needs_no_torch(llama_model: Path) -> None:
+    code = (
+        "import sys; from quantlab.cli import _run; status = _run(); "
+        "assert not {'torch', 'transformers', 'peft'} & set(sys.modules), 'imported'; sys.exit(status)"
+    )
+    command = [sys.executable, "-c", code, "chat", str(llama_model), "-n", "2"]
+    done = subprocess.run(command, input="Hi\n/stats\n", capture_output=True, text=True, check=False, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert "answers     1," in done.stderr

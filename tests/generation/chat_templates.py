@@ -84,6 +84,14 @@ THOUGHTS = """\
  ~ '<|im_end|>\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+# Mistral Nemo: the system prompt moves to the last question.
+MOVES_SYSTEM = """\
+{%- set system = messages[0].content if messages[0].role == 'system' else '' %}
+{%- for message in messages if message.role != 'system' %}
+{%- if message.role == 'user' %}{{ '<turn>' ~ (system ~ '\n\n' if loop.last else '') ~ message.content }}
+{%- else %}{{ '</turn>' ~ message.content ~ eos_token }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '</turn>' }}{% endif %}"""
 # Alpaca: text alone.
 ALPACA = """\
 {%- for message in messages %}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from chat_templates import CASES, CHATML, THOUGHTS, byte_level, sentencepiece, spelt
+from chat_templates import CASES, CHATML, MOVES_SYSTEM, THOUGHTS, byte_level, sentencepiece, spelt
 
 from quantlab import InputError
 from quantlab.checkpoint.chat_text import chat_ids
@@ -62,6 +62,24 @@ def test_thoughts_that_the_template_drops_are_computed_without() -> None:
     written = layout.tokenizer.decode(second.token_ids, skip_special_tokens=False)
     assert written == layout.text(second.messages)
     assert "hm" not in written
+
+
+def test_a_system_prompt_that_moves_costs_the_last_turn() -> None:
+    """What was before it stays cached."""
+    layout = chat_layout(MOVES_SYSTEM, byte_level())
+    assert not layout.folds_system
+    conversation = Conversation(layout, 2000, system="Be kind.")
+    for question, answer in zip(QUESTIONS, ANSWERS, strict=True):
+        request = conversation.question(question)
+        conversation.answered(request, answer, spelt(layout.tokenizer, answer, "<|end_of_text|>"))
+    assert conversation.messages[-1]["content"] == ANSWERS[-1]
+    last = conversation.question("Why?").token_ids
+    asked = layout.tokenizer.encode("<turn>Be kind.\n\nWhy?</turn>", add_special_tokens=False)
+    before = layout.tokenizer.encode(f"<turn>{QUESTIONS[-1]}</turn>{ANSWERS[-1]}<|end_of_text|>")
+    assert last[-len(before) - len(asked) :] == [*before, *asked]
+    same = len(last) - len(before) - len(asked)
+    assert same > len(asked)
+    assert last[:same] == request.token_ids[:same]
 
 
 @pytest.mark.parametrize(
