@@ -98,6 +98,7 @@ def _fact_row(fact: Fact, others: Sequence[Fact], *, has_fact: bool) -> Row:
         "type": "text",
         "passages": [vars(passage_of(one)) for one in shown],
         "context": fact.sentence,
+        "source": passage_of(fact).source,
     }
 
 
