@@ -19,6 +19,12 @@ def model(make_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def run(run: Run) -> Run:
+    """On one thread: tests run side by side."""
+    return lambda *arguments: run(*arguments, "-t", 1)
+
+
+@pytest.fixture
 def task(tmp_path: Path) -> Path:
     rows = [{"question": f"{number} + 1?", "answer": number + 1, "passages": [f"{number} p"]} for number in range(4)]
     path = tmp_path / "task.jsonl"
@@ -33,7 +39,7 @@ def test_templates_are_compared_as_json(run: Run, model: Path, task: Path, tmp_p
     """All that the contract names; the paper's numbers of tokens are the bounds."""
     found = run(
         "evaluate", model, "--task", task, "--template", "zero-shot", "--template", "zero-shot-cot",
-        "--template", "rag", "--save", tmp_path / "said.jsonl", "--limit", 2, "-t", 1, "--json",
+        "--template", "rag", "--save", tmp_path / "said.jsonl", "--limit", 2, "--json",
     ).json  # fmt: skip
     assert (found["n"], found["rules"], found["chat_template"]) == (2, "strict", False)
     assert list(found["per_template"]) == ["zero-shot", "zero-shot-cot", "rag"]
@@ -48,7 +54,7 @@ def test_templates_are_compared_as_json(run: Run, model: Path, task: Path, tmp_p
 def test_templates_are_compared_in_tables(run: Run, model: Path, task: Path) -> None:
     outcome = run(
         "evaluate", model, "--task", task, "--template", "cot", "--trigger", "First,", "--trigger", "Hm.", "-n", 4,
-        "--limit", 1, "-t", 1, "--rules", "kojima",
+        "--limit", 1, "--rules", "kojima",
     )  # fmt: skip
     assert (outcome.status, outcome.err) == (0, "")
     lines = outcome.out.splitlines()
@@ -138,7 +144,7 @@ def test_reasoning_and_answer_are_shown(run: Run, model: Path) -> None:
 
 
 def test_the_contracts_fields_are_of_all_steps(run: Run, model: Path) -> None:
-    found = run("generate", model, "-p", "Who?", "--template", "cot", "-n", 6, "-t", 1, "--json").json
+    found = run("generate", model, "-p", "Who?", "--template", "cot", "-n", 6, "--json").json
     assert found["text"] == "".join(step["text"] for step in found["steps"])
     assert len(found["token_ids"]) == found["timings"]["generated_tokens"] <= 6 + ANSWER_TOKENS
     assert found["timings"]["cached_tokens"] > 0  # the second step's beginning

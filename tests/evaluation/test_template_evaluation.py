@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from quantlab.checkpoint import load_tokenizer
 from quantlab.errors import InputError
+from quantlab.evaluation import templates
 from quantlab.evaluation.evaluate import accuracy_of
 from quantlab.evaluation.paired_tests import holm, mcnemar
 from quantlab.evaluation.scorers import open_scorer
-from quantlab.evaluation.templates import evaluate_templates, named_templates
+from quantlab.evaluation.templates import named_templates
 from quantlab.generation.asking import Manner, ask
 from quantlab.generation.prompt_format import prompt_format
 from quantlab.generation.templates import TEMPLATES, Asked
 from quantlab.generation.writer import Writer
+
+evaluate_templates = partial(templates.evaluate_templates, threads=1)  # tests run side by side
 
 MANNER = Manner(reasoning_tokens=8, answer_tokens=6)
 QUESTIONS = ("Who has the lamp?", "Where is the key?", "What did the old man say?", "How far is the boathouse?")
@@ -30,7 +34,7 @@ def model(make_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def said(model: Path) -> dict[str, list[str]]:
     """What the model answers each question by each template."""
-    writer = Writer(open_scorer(model, "auto", None).engine, prompt_format(model, load_tokenizer(model)))
+    writer = Writer(open_scorer(model, "auto", None, 1).engine, prompt_format(model, load_tokenizer(model)))
     return {
         name: [ask(writer, TEMPLATES[name], Asked(question, "text"), MANNER).answer for question in QUESTIONS]
         for name in ("zero-shot", "cot", "irrelevant-trigger")
