@@ -15,6 +15,8 @@ from quantlab.cli.chat_loop import converse
 from quantlab.cli.chat_view import ChatView
 from quantlab.cli.console import check_threads
 from quantlab.cli.generation_options import (
+    DraftModel,
+    DraftTokens,
     FrequencyPenalty,
     LogitBias,
     MaxTokens,
@@ -25,6 +27,7 @@ from quantlab.cli.generation_options import (
     PromptCacheSize,
     RepetitionPenalty,
     Seed,
+    Speculation,
     Stop,
     Temperature,
     TopK,
@@ -76,6 +79,9 @@ def chat(
     index: IndexPlace = None,
     passage_count: PassageCount = PASSAGES,
     search_method: SearchMethod = METHOD,
+    speculation: Speculation = "auto",
+    draft_model: DraftModel = None,
+    num_draft_tokens: DraftTokens = 15,
     history: Annotated[
         Path | None, typer.Option("--history", help="Keep typed lines in this file.", show_default=False)
     ] = None,
@@ -103,12 +109,15 @@ def chat(
     )
     adapters = weighted_adapters(adapter)
     check_threads(threads)
+    from quantlab.checkpoint import load_tokenizer
     from quantlab.generation.chat import Chat
+    from quantlab.generation.drafters import load_draft_model
     from quantlab.generation.engines import open_engine
 
     layout = _layout(model, chat_template)
     cache = opened_prompt_cache(prompt_cache, prompt_cache_size)
     opened = open_engine(model, engine, threads=threads, context=context, adapters=adapters, prompt_cache=cache)
+    drafting = None if draft_model is None else load_draft_model(draft_model, model, load_tokenizer(model), threads)
     talk = Chat(
         opened,
         layout,
@@ -117,6 +126,9 @@ def chat(
         max_tokens=max_tokens,
         stop=stop or (),
         on_overflow=on_overflow,
+        speculation=speculation,
+        draft_model=drafting,
+        draft_tokens=num_draft_tokens,
     )
     session = ChatSession(talk, ChatView(json), model)
     _introduce(session)

@@ -10,6 +10,7 @@ from typing import Literal
 from quantlab.errors import InputError
 from quantlab.generation.chat_layout import ChatLayout
 from quantlab.generation.conversation import Conversation, Request
+from quantlab.generation.drafters import DRAFT_TOKENS, check_speculation
 from quantlab.generation.engine import Engine, OnChunk
 from quantlab.generation.generator import Timings, complete
 from quantlab.generation.prompt_cache import common_prefix
@@ -68,6 +69,7 @@ class Chat:
         max_tokens: of an answer. Room for so many, or for a quarter of the context if that is less, is kept free.
         stop: strings that end an answer, beside the layout's.
         on_overflow: what happens when the conversation outgrows the context; see `Conversation`.
+        speculation, draft_model, draft_tokens: how tokens are drafted, which changes no answer; see `complete`.
 
     Raises:
         InputError: an argument is wrong.
@@ -83,8 +85,13 @@ class Chat:
         max_tokens: int = 1024,
         stop: Sequence[str] = (),
         on_overflow: str = "drop",
+        speculation: str = "auto",
+        draft_model: Engine | None = None,
+        draft_tokens: int = DRAFT_TOKENS,
     ) -> None:
+        check_speculation(speculation, draft_tokens, has_draft_model=draft_model is not None)
         self.engine, self.params = engine, params or SamplingParams()
+        self._speculation, self._draft_model, self._draft_tokens = speculation, draft_model, draft_tokens
         self._stop = (*layout.stop, *stop)
         self.conversation = Conversation(layout, engine.context, system=system, on_overflow=on_overflow)
         self.max_tokens = max_tokens
@@ -186,6 +193,9 @@ class Chat:
                 params=params,
                 stop=self._stop,
                 on_text=note,
+                speculation=self._speculation,
+                draft_model=self._draft_model,
+                draft_tokens=self._draft_tokens,
             )
         except KeyboardInterrupt:
             text = "".join(pieces)

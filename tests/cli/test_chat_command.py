@@ -85,6 +85,14 @@ def test_a_first_message_of_many_lines(talk: Talk) -> None:
     assert talk("\n", "-p", "-", "--json").json["messages"] == []
 
 
+def test_drafts_change_no_answer(talk: Talk, llama_model: Path) -> None:
+    text = "Hi\nHi\nHi\n/retry\n"
+    outcome = talk(text, "--speculation", "off", "--temp", 0)
+    assert outcome.status == 0
+    for options in (("--speculation", "lookup"), ("--draft-model", llama_model, "--num-draft-tokens", 3)):
+        assert talk(text, "--temp", 0, *options).out == outcome.out
+
+
 def test_torch_may_answer(talk: Talk) -> None:
     """Several turns on the other engine."""
     outcome = talk("Hi\nAnd then?\n/retry\n", "--engine", "torch", "--json").json
