@@ -77,7 +77,8 @@ class Decoding(Iterator[int]):
                         return
                     if not is_drafted:
                         break
-                self._settle(accepted, known)
+                if draft:
+                    self._settle(accepted, known)
                 draft, rows = self._passed(text, end - 1 - len(text))
                 accepted = 0
         finally:
@@ -98,7 +99,7 @@ class Decoding(Iterator[int]):
     def _passed(self, text: list[int], room: int) -> tuple[list[int], list[np.ndarray]]:
         """A draft of at most `room` tokens, which may be none, and logits behind the text and each of its tokens."""
         engine, speculation = self._engine, self._speculation
-        if speculation is None:
+        if speculation is None or len(text) < speculation.wake:
             engine.append(text[-1:])
             return [], [engine.logits()]
         draft = speculation.draft(text, room)

@@ -19,7 +19,7 @@ class PromptLookup:
     Grades are by the length of the match: 2, 3, 4 to 7, 8 to 15, 16 and more tokens.
     """
 
-    odds: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9, 0.95)
+    odds: tuple[float, ...] = (0.2, 0.4, 0.7, 0.9, 0.95)
 
     def __init__(self) -> None:
         self._last: dict[tuple[int, int], int] = {}  # two tokens -> the place behind their last occurrence

@@ -21,6 +21,7 @@ FIRST_CREDIT = 1.0  # plain steps that may be lost to begin with
 MOST_CREDIT = 8.0  # plain steps: what copying saved is not to be wasted on prose
 PRIOR_WEIGHT = 2.0  # draft tokens that the first odds count as
 MEMORY = 0.9  # what earlier drafts of a grade count for, each time
+LONGEST_REST = 3  # looks that find nothing double the tokens until the next, so many times
 FORGETTING = 256  # tokens without a draft after which what is known of a grade counts half
 
 
@@ -31,8 +32,12 @@ class Speculation:
     drafts save, and no draft is tried that could cost more. So the time lost stays within a two-hundredth and one step,
     as far as past passes tell of the next.
 
+    Looking for drafts takes time too, most of all where a step takes a quarter of a millisecond. After looks that found
+    nothing it rests, for up to eight tokens.
+
     Attributes:
         drafted, accepted: tokens.
+        wake: tokens of the text before which it need not be asked.
 
     Args:
         always: draft whenever there is an offer, whether it pays or not.
@@ -55,29 +60,44 @@ class Speculation:
         self._needed = 0.0  # credit without which nothing can be tried
         self._started = 0.0
         self._pending: tuple[_Record, int, int] | None = None  # whose draft is verified, its grade and length
+        self._misses, self._looked = 0, 0
         self.drafted, self.accepted = 0, 0
+        self.wake = 0
 
     def draft(self, text: list[int], room: int) -> list[int]:
-        """A draft of at most `room` tokens, or none. A pass over the last token and the draft has to follow."""
+        """A draft of at most `room` tokens, or none. A pass over the last token and the draft has to follow, and
+        `passed`; after a draft `settle`, too.
+        """
         self._started = self._clock()
+        rested = len(text) - self._looked if self._looked else 0
+        self._credit = min(self._credit + ALLOWANCE * rested, MOST_CREDIT)
+        self._looked = len(text)
         self._pending = None
-        if room < 1 or not self._step or (self._credit < self._needed and not self._always):
-            return []
-        best, length = None, 0
-        best_speed = 0.0
+        draft: list[int] = []
+        if room > 0 and self._step and (self._credit >= self._needed or self._always):
+            best = self._best(text, room)
+            if best is not None:
+                record, grade, length = best
+                draft = record.drafter.draft(text, length)
+                self._pending = (record, grade, len(draft)) if draft else None
+        if not draft and self._step:
+            self._rest(len(text))
+        return draft
+
+    def _best(self, text: list[int], room: int) -> tuple[_Record, int, int] | None:
+        """The offer that promises most: from whom, its grade, the length to take of it."""
+        best, best_speed = None, 0.0
         for record in self._records:
             offer = record.drafter.offer(text)
-            if offer is None:
-                continue
-            chosen = self._chosen(record, offer.grade, len(text))
-            if chosen is not None and chosen.speed > best_speed:
+            chosen = None if offer is None else self._chosen(record, offer.grade, len(text))
+            if offer is not None and chosen is not None and chosen.speed > best_speed:
                 best_speed = chosen.speed
-                best, length = (record, offer.grade), min(chosen.length, offer.most, room, self._most)
-        if best is None:
-            return []
-        draft = best[0].drafter.draft(text, length)
-        self._pending = (*best, len(draft)) if draft else None
-        return draft
+                best = record, offer.grade, min(chosen.length, offer.most, room, self._most)
+        return best
+
+    def _rest(self, position: int) -> None:
+        self._misses = min(self._misses + 1, LONGEST_REST)
+        self.wake = 0 if self._always else position + (1 << self._misses)
 
     def _chosen(self, record: _Record, grade: int, position: int) -> _Choice | None:
         if self._always:
@@ -91,7 +111,6 @@ class Speculation:
             if not self._step:
                 self._step = seconds
             self._step += 0.1 * (min(seconds, 2 * self._step) - self._step)
-            self._credit = min(self._credit + ALLOWANCE, MOST_CREDIT)
         elif self._step:
             record, _, length = self._pending
             record.take_time(length, seconds / self._step)
@@ -105,6 +124,8 @@ class Speculation:
         self.drafted += length
         self.accepted += accepted
         record.take_outcome(grade, length, accepted, position)
+        if accepted:
+            self._misses = 0
         self._credit = min(self._credit + 1 + accepted - record.costs[_width(length)], MOST_CREDIT)
         self._needed = min(min(each.costs) for each in self._records) - 1
 

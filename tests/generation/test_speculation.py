@@ -298,13 +298,15 @@ def simulated(right: Sequence[bool], cost: float, tokens: int = 4000) -> tuple[f
     speculation = Speculation([Guesses([0] * (tokens + 50), [False])], clock=clock)
     text = [0]
     while len(text) < tokens:
-        draft = speculation.draft(text, 50)
+        is_asked = len(text) >= speculation.wake
+        draft = speculation.draft(text, 50) if is_asked else []
         clock.take(1 + len(draft))
-        speculation.passed()
         accepted = 0
         while accepted < len(draft) and right[(len(text) + accepted) % len(right)]:
             accepted += 1
-        speculation.settle(accepted, len(text))
+        if is_asked:
+            speculation.passed()
+            speculation.settle(accepted, len(text))
         text += [0] * (accepted + 1)
     return clock.now / len(text), speculation
 
