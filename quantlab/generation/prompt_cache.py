@@ -2,9 +2,9 @@
 
 A sequence lies there by blocks of 64 tokens, the last one shorter, each in a file (saved_cache.py). A block's key is
 the SHA-256 of the key before it and of its tokens; the key before the first is the model's identity. So sequences that
-begin alike share files, one that grows adds files only, and a file's name, which has the key before it and its own, is
-an index: looking a prompt up reads one listing of the folder and the headers of the blocks where the prompt leaves what
-is known.
+begin alike share files, and one that grows adds files only. A file's name has the key before it, its own, and a hash of
+its first tokens: looking a prompt up reads one listing of the folder, and the headers of those blocks that have these
+tokens where the prompt leaves what is known.
 
 A file that is missing, damaged or another's is a miss, and what is left is computed. Files appear complete; they are
 not synced, because one that a crash cut short fails its checksum. Only files with names of ours are ever removed:
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
 BLOCK_TOKENS = 64  # whole tiles of the core's cache
 LEAST_TOKENS = 32  # shorter sequences are not written: see docs/generation.md
-LEAST_GAIN = 8  # tokens that a restored cache must spare
+LEAST_GAIN = 8  # tokens that a restored cache must spare, and that a block has
 DEFAULT_SIZE = 1_000_000_000  # bytes
 STALE_SECONDS = 3600  # after which an unfinished file is a dead process's
 
-_NAME = re.compile(r"(?P<first>\d{9})-(?P<before>[0-9a-f]{32})-(?P<key>[0-9a-f]{32})\.cache")
-_UNFINISHED = re.compile(r"\.\d{9}-[0-9a-f]{32}-[0-9a-f]{32}\.cache\.[0-9a-f]{16}\.partial")
+_NAME = re.compile(r"(?P<first>\d{9})-(?P<place>[0-9a-f]{32}-[0-9a-f]{8})-(?P<key>[0-9a-f]{32})\.cache")
+_UNFINISHED = re.compile(r"\.\d{9}-[0-9a-f]{32}-[0-9a-f]{8}-[0-9a-f]{32}\.cache\.[0-9a-f]{16}\.partial")
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +57,17 @@ class _Block:
 
     @cached_property
     def key(self) -> str:
-        numbers = np.asarray(self.tokens, "<i4").tobytes()
-        return hashlib.sha256(self.before.encode() + numbers).hexdigest()[:32]
+        return _key(self.before, self.tokens)
+
+    @cached_property
+    def place(self) -> str:
+        """What blocks that may share tokens with this one have in common."""
+        return f"{self.before}-{_key('', self.tokens[:LEAST_GAIN])[:8]}"
 
     @property
     def name(self) -> str:
         """Of the file."""
-        return f"{self.first:09d}-{self.before}-{self.key}.cache"
+        return f"{self.first:09d}-{self.place}-{self.key}.cache"
 
 
 class PromptCache:
@@ -111,7 +115,8 @@ class PromptCache:
         if engine.position < LEAST_TOKENS:
             return
         identity = engine.identity()
-        files, blocks = self._files(), list(_blocks(identity, engine.tokens))
+        files = self._files()
+        blocks = [block for block in _blocks(identity, engine.tokens) if len(block.tokens) >= LEAST_GAIN]
         missing = [block for block in blocks if not self._has(files, identity, block)]
         try:
             for block in missing:
@@ -124,12 +129,12 @@ class PromptCache:
             logger.warning("%s: the prompt cache is not written: %s", self.folder, error.strerror)
 
     def _files(self) -> dict[str, list[str]]:
-        """Names of the folder's files, by the key of the block before."""
+        """Names of the folder's files, by `_Block.place`."""
         names: dict[str, list[str]] = {}
         with contextlib.suppress(OSError):
             for name in os.listdir(self.folder):  # noqa: PTH208 names only: a path for each would take longer
                 if match := _NAME.fullmatch(name):
-                    names.setdefault(match["before"], []).append(name)
+                    names.setdefault(match["place"], []).append(name)
         return names
 
     def _longest(
@@ -138,7 +143,7 @@ class PromptCache:
         """The stored blocks that begin as `token_ids` do, and how many tokens these have in common with them."""
         chain: list[_Block] = []
         for block in _blocks(identity, token_ids):
-            if block.name in files.get(block.before, ()):
+            if block.name in files.get(block.place, ()):
                 chain.append(block)
                 continue
             alike = self._alike(files, identity, block)
@@ -148,20 +153,20 @@ class PromptCache:
         return chain, len(token_ids)
 
     def _alike(self, files: Mapping[str, list[str]], identity: Mapping[str, str], block: _Block) -> _Block | None:
-        """Of the stored blocks behind the same tokens the one that has most tokens in common with this one."""
+        """Of the stored blocks in the same place the one that has most tokens in common with this one."""
         stored = {each: common_prefix(each.tokens, block.tokens) for each in self._beside(files, identity, block)}
         best = max(stored, key=stored.__getitem__, default=None)
         return best if best is not None and stored[best] else None
 
     def _beside(self, files: Mapping[str, list[str]], identity: Mapping[str, str], block: _Block) -> Iterator[_Block]:
-        """The stored blocks behind the same tokens."""
-        for name in files.get(block.before, ()):
+        """The stored blocks in the same place."""
+        for name in files.get(block.place, ()):
             if tokens := read_tokens(self.folder / name, _part(identity, block)):
                 yield _Block(block.first, block.before, tuple(tokens))
 
     def _has(self, files: Mapping[str, list[str]], identity: Mapping[str, str], block: _Block) -> bool:
         """Whether the block is there, or a longer one that begins with it."""
-        if block.name in files.get(block.before, ()):
+        if block.name in files.get(block.place, ()):
             return True
         beside = self._beside(files, identity, block) if len(block.tokens) < BLOCK_TOKENS else ()
         return any(each.tokens[: len(block.tokens)] == block.tokens for each in beside)
@@ -228,6 +233,10 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
         if one[index] != other[index]:
             return index
     return length
+
+
+def _key(before: str, tokens: Sequence[int]) -> str:
+    return hashlib.sha256(before.encode() + np.asarray(tokens, "<i4").tobytes()).hexdigest()[:32]
 
 
 def _blocks(identity: Mapping[str, str], token_ids: Sequence[int]) -> Iterator[_Block]:

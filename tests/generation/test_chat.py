@@ -227,4 +227,4 @@ def test_another_process_goes_on_where_this_one_stopped(
     answer = second.ask("And then?")
     assert answer.text == expected
     assert answer.timings is not None
-    assert answer.timings.cached_tokens >= known
+    assert answer.timings.cached_tokens >= known - 7  # a block has eight tokens at least

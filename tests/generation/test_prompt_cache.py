@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from quantlab import quantize_checkpoint
 from quantlab.errors import InputError
+from quantlab.generation import prompt_cache
 from quantlab.generation.native_engine import NativeEngine, load_native
 from quantlab.generation.prompt_cache import PromptCache
 from quantlab.generation.sampling import SamplingParams
@@ -62,10 +63,11 @@ def test_a_restored_prompt_has_the_bits_of_a_cold_run(model: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("shared", "found"), [(200, 200), (130, 130), (128, 128), (127, 127), (64, 64), (63, 63), (17, 17), (8, 8), (7, 0)]
+    ("shared", "found"),
+    [(200, 200), (140, 140), (136, 136), (135, 128), (127, 127), (64, 64), (63, 63), (17, 17), (8, 8), (7, 0)],
 )
 def test_a_sequence_that_shares_its_beginning_gives_that(model: Path, tmp_path: Path, shared: int, found: int) -> None:
-    """To the token, inside blocks too; less than eight tokens are computed sooner."""
+    """To the token, inside blocks too; less than eight tokens of a block are computed sooner."""
     ids = tokens(200)
     engine_of(model, tmp_path).prefill(ids)
     other = [*ids[:shared], (ids[shared] + 1) % 512 if shared < 200 else 5, *tokens(40, seed=1)]
@@ -146,6 +148,20 @@ def test_a_few_tokens_are_not_worth_a_file(model: Path, tmp_path: Path) -> None:
     assert len(blocks(tmp_path)) == 1
 
 
+def test_unlike_blocks_are_not_opened(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of many prompts is looked up by names; headers are read of blocks that begin with the same tokens."""
+    engine = engine_of(model, tmp_path)
+    for seed in range(5):
+        engine.prefill(tokens(40, seed))
+    opened: list[Path] = []
+    read = prompt_cache.read_tokens
+    monkeypatch.setattr(prompt_cache, "read_tokens", lambda path, part: opened.append(path) or read(path, part))
+    assert engine_of(model, tmp_path).prefill(tokens(40, 7)) == 0
+    assert not opened
+    assert engine_of(model, tmp_path).prefill(tokens(20, 3) + tokens(20, 8)) == 20
+    assert len(set(opened)) == 1
+
+
 def test_other_models_and_types_are_misses(
     model: Path, tmp_path: Path, make_model: Callable[..., Path], llama_model: Path
 ) -> None:
@@ -212,10 +228,10 @@ def test_a_file_in_our_name_that_is_none_of_ours(model: Path, tmp_path: Path, co
 
 def test_other_files_stay_untouched(model: Path, tmp_path: Path) -> None:
     """However small the folder may be; unfinished files of the living too, the dead's go."""
-    names = ["notes.txt", "000000000-0-0.cache", f".{0:09d}-{'0' * 32}-{'0' * 32}.cache.{'0' * 16}.partial"]
+    names = ["notes.txt", "000000000-0-0.cache", f".{0:09d}-{'0' * 32}-{'0' * 8}-{'0' * 32}.cache.{'0' * 16}.partial"]
     for name in names:
         (tmp_path / name).write_text("x")
-    (tmp_path / f"{0:09d}-{'0' * 32}-{'1' * 32}.cache").mkdir()
+    (tmp_path / f"{0:09d}-{'0' * 32}-{'0' * 8}-{'1' * 32}.cache").mkdir()
     engine = engine_of(model, tmp_path, size=1)
     engine.prefill(tokens(100))
     assert [path.name for path in blocks(tmp_path) if path.is_file()] == sorted(names)
@@ -230,7 +246,7 @@ def test_the_least_recently_used_go_first(model: Path, tmp_path: Path) -> None:
     for seed in (1, 2):
         engine.prefill(tokens(128, seed))
     size = sum(path.stat().st_size for path in blocks(tmp_path))
-    engine.prefill([*tokens(128, 1), 9])  # used again; one token more is another file
+    engine.prefill([*tokens(128, 1), 9])  # used again
     engine = engine_of(model, tmp_path, size=size + 1000)
     engine.prefill(tokens(64, 3))
     assert engine_of(model, tmp_path).prefill(tokens(128, 2)) in (64, 0)

@@ -156,6 +156,24 @@ def test_each_sample_has_a_constraint_of_its_own(llama_model: Path, tokenizer: T
         assert (len(each.token_ids), each.finish_reason) == (5, "stop")
 
 
+class Interrupted(Letters):
+    """Ctrl-C at the third token."""
+
+    def take(self, token: int) -> None:
+        super().take(token)
+        if self._left == 2:
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_leaves_the_prompt_cached(llama_model: Path, tokenizer: Tokenizer) -> None:
+    engine = open_engine(llama_model)
+    prompt_ids = tokenizer.encode(PROMPT)
+    with pytest.raises(KeyboardInterrupt):
+        complete_many(engine, tokenizer, PROMPT, 3, params=SAMPLED, constraint=Interrupted)
+    assert engine.tokens == prompt_ids
+    check_samples(engine, tokenizer, 3, SAMPLED, max_tokens=5)
+
+
 def test_timings_tell_what_was_shared(llama_model: Path, tokenizer: Tokenizer) -> None:
     engine = open_engine(llama_model)
     count = len(tokenizer.encode(PROMPT))
