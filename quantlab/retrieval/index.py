@@ -26,15 +26,11 @@ class Index:
     Args:
         store: where the passages lie.
         embedder: by default the one that the index was made with; given, it must have the same weights.
-        say: takes a note about where the model came from.
     """
 
-    def __init__(
-        self, store: Store, embedder: str | Embedder | None = None, say: Callable[[str], None] | None = None
-    ) -> None:
+    def __init__(self, store: Store, embedder: str | Embedder | None = None) -> None:
         self.store = store
         self._chosen = embedder if embedder is not None else store.settings.embedding_model
-        self._say = say
         self._embedder: QuestionEmbedder | None = None
 
     @property
@@ -62,7 +58,7 @@ class Index:
 
     def _vector(self, query: str) -> np.ndarray:
         if self._embedder is None:
-            self._embedder = _question_embedder(self.store, self._chosen, self._say)
+            self._embedder = _question_embedder(self.store, self._chosen)
         return self._embedder.query(query)
 
 
@@ -85,7 +81,7 @@ def open_index(
 
     Args:
         embedding_model: where its embedding model is now, if it has moved: a folder or hub id.
-        say: takes notes.
+        say: takes a note where the last indexing run has not finished.
 
     Raises:
         InputError: there is no index, or it cannot be read.
@@ -95,7 +91,7 @@ def open_index(
         raise InputError(f"{uri}: holds no index; make one: quantlab index DOCS {uri}")
     if say is not None and not store.complete:
         say(f"{uri}: the last indexing run has not finished; what it did not reach is missing or old")
-    return Index(store, embedding_model, say)
+    return Index(store, embedding_model)
 
 
 def chosen_embedder(store: Store, chosen: str | Embedder, say: Callable[[str], None] | None = None) -> Embedder:
@@ -114,7 +110,7 @@ def chosen_embedder(store: Store, chosen: str | Embedder, say: Callable[[str], N
     return embedder
 
 
-def _question_embedder(store: Store, chosen: str | Embedder, say: Callable[[str], None] | None) -> QuestionEmbedder:
+def _question_embedder(store: Store, chosen: str | Embedder) -> QuestionEmbedder:
     """The same for questions alone: without torch where numpy gives the vectors that the index has.
 
     Raises:
@@ -122,7 +118,7 @@ def _question_embedder(store: Store, chosen: str | Embedder, say: Callable[[str]
     """
     if not isinstance(chosen, str):
         return chosen_embedder(store, chosen)
-    encoder = question_encoder(*find_model(chosen, say))
+    encoder = question_encoder(*find_model(chosen))
     return encoder if encoder is not None and _made(store, encoder) else chosen_embedder(store, chosen)
 
 

@@ -9,6 +9,7 @@ import pytest
 from light_embedder import LightEmbedder
 
 import quantlab
+from quantlab.checkpoint import load_tokenizer
 
 DOCUMENTS = {
     "town/harbour.txt": "The harbour of Velm freezes in March.",
@@ -55,6 +56,19 @@ def test_generate_shows_the_sources_of_its_passages(run, model, index):
     assert prompt.index("Answer from the numbered sources") < prompt.index("[1]") < prompt.index("What does rye bread")
     assert "\n[1] rye.md, lines 1 to 3\n[2] " in run(*asked, "-k", 2).out
     assert len(run(*asked, "-k", 2, "--search-method", "keyword", "--json").json["sources"]) == 1
+
+
+def test_what_all_prompts_begin_with_is_computed_once(run, model, index, tmp_path):
+    """The instructions stand before the passages, so another process has their cache, whatever it asks."""
+    asked = ("generate", model, "--template", "rag", "--index", index, "-n", 1, "--prompt-cache", tmp_path / "cache")
+    first = run(*asked, "-p", "What does rye bread take?", "--json").json
+    second = run(*asked, "-p", "Where is the lamp?", "--json").json
+    prompts = [found["steps"][0]["prompt"] for found in (first, second)]
+    assert len({prompt.partition("[1] ")[0] for prompt in prompts}) == 1
+    ids = [load_tokenizer(model).encode(prompt) for prompt in prompts]
+    common = next(number for number, (one, other) in enumerate(zip(*ids, strict=False)) if one != other)
+    assert first["timings"]["cached_tokens"] == 0
+    assert second["timings"]["cached_tokens"] == common > 50
 
 
 def test_recall_is_told_apart_from_accuracy(run, model, index, task):
