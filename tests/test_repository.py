@@ -94,6 +94,13 @@ def test_no_build_output_is_tracked() -> None:
     assert [file for file in tracked_files() if file.suffix in suffixes or "__pycache__" in file.parts] == []
 
 
+def test_tests_and_benchmarks_have_names_of_their_own() -> None:
+    """pytest imports them by these, whatever folder they lie in."""
+    files = [file for folder in ("tests", "benchmarks") for file in (REPOSITORY / folder).rglob("*.py")]
+    names = [file.name for file in files if file.name not in ("__init__.py", "conftest.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_every_folder_has_a_purpose() -> None:
     """The fixed top level, and beside it only what a Python repository needs."""
     needed = {"cli", "models", "quantlab", "tests"}

@@ -101,9 +101,12 @@ def test_searches_run_and_go_on(tiny, monkeypatch, prose):
 
     monkeypatch.setattr(merge_search, "STEPS", 2)
     monkeypatch.setattr(merge_search, "GRID", [0.0, 0.5])
-    arguments = "--general", prose, "--trials", 2, "--path-trials", 2, "--rows", 24
+    arguments = "--general", prose, "--trials", 2, "--path-trials", 2, "--rows", 24, "--scalings", "slots,none"
     said = tiny(merge_search, *arguments)
     assert said["search"]["PS"]["less_ps"] == 0
-    assert said["search"]["PS+DFS"]["dev"] <= said["search"]["PS"]["dev"]  # where the search begins
+    paths = ["PS+DFS, seed 0, W: slots", "PS+DFS, seed 0, W: slots set to 1", "PS+DFS, seed 0, W: none"]
+    assert [name for name in said["search"] if name.startswith("PS+DFS")] == paths
+    for name in (paths[0], paths[2]):
+        assert said["search"][name]["dev"] <= said["search"]["PS"]["dev"]  # where the search begins
     assert set(said["learned"]["losses"]) == {"grid", "learned"}
     assert tiny(merge_search, *arguments) == said
