@@ -37,6 +37,7 @@ from quantlab.cli.console import print_table, quiet_transformers, use_threads
 from quantlab.errors import InputError
 
 GATE_NAIVE = 10.0  # x the gap of the trained ternary model
+NO_GAP = "no gap: the float model is behind, try --float-rate"  # nothing to compare with then
 
 
 @dataclass(frozen=True)
@@ -150,15 +151,18 @@ def gates_table(sizes: Sequence[Size]) -> list[dict[str, Any]]:
     for size in sizes:
         trained, naive = size.gap(TERNARY).value, size.gap(NAIVE).value
         share = naive / trained if trained > 0 else math.inf
-        holds = share >= GATE_NAIVE
+        holds = trained > 0 and share >= GATE_NAIVE
         name = f"{size.parameters / 1e6:.2f} M: gap of rounding x that of training"
-        rows.append((name, f"{share:.3g}", f">= {GATE_NAIVE:g}", "holds" if holds else "MISSED"))
+        verdict = "holds" if holds else "MISSED" if trained > 0 else NO_GAP
+        rows.append((name, f"{share:.3g}", f">= {GATE_NAIVE:g}", verdict))
         said.append({"name": name, "value": share if math.isfinite(share) else None, "holds": holds})
     if len(sizes) > 1:
         low, high = slope([float(s.parameters) for s in sizes], [s.gap(TERNARY) for s in sizes]).interval
+        all_behind = all(size.gap(TERNARY).value > 0 for size in sizes)
         verdict = "holds" if high < 0 else "MISSED" if low > 0 else "undecided, within the interval"
+        verdict = verdict if all_behind else NO_GAP
         rows.append(("gap shrinks with size: slope (95 %)", f"{low:.4f} to {high:.4f}", "< 0", verdict))
-        said.append({"name": "slope", "value": [low, high], "holds": high < 0})
+        said.append({"name": "slope", "value": [low, high], "holds": all_behind and high < 0})
     print_table(("gate", "value", "bound", ""), rows)
     print()
     return said
