@@ -63,9 +63,12 @@ def _reasoned(chain: Chain, number: int, begun: BegunAnswers) -> Row:
 
 
 def _write_training(folder: Path, rows: list[Row]) -> None:
+    """What is held out is not trained on: a short row may be drawn twice."""
     cut = round(HELD_OUT * len(rows))
-    _write_rows(folder / "valid.jsonl", rows[:cut])
-    _write_rows(folder / "train.jsonl", rows[cut:])
+    held_out = rows[:cut]
+    known = {json.dumps(row) for row in held_out}
+    _write_rows(folder / "valid.jsonl", held_out)
+    _write_rows(folder / "train.jsonl", (row for row in rows[cut:] if json.dumps(row) not in known))
 
 
 def _write_tasks(folder: Path) -> None:

@@ -44,7 +44,7 @@ class Target:
 @dataclass(frozen=True)
 class Settings:
     """What decides every figure of a work folder; `rates` are learning rates by what is trained, `method` makes the
-    codes that a training of scales towards the original starts from.
+    codes that a training of scales towards the original starts from, `temperature` is that of the divergence from it.
     """
 
     model: Path
@@ -53,6 +53,7 @@ class Settings:
     rates: dict[str, float]
     training: FinetuneSettings
     method: str = "rtn"
+    temperature: float = 1.0
 
     @property
     def tokens(self) -> int:
@@ -120,9 +121,10 @@ class Runs:
         origin = "" if start is None else f"-from-{start.name}"
         path = self.folder / f"qat-{target.name}-{train}-{'taught' if taught else 'alone'}{origin}-s{seed}.gguf"
         if not path.exists():
-            chosen = QatSettings(format=target.format, levels=target.levels, train=train)
+            heat = self.settings.temperature if taught else 1.0
+            chosen = QatSettings(format=target.format, levels=target.levels, train=train, temperature=heat)
             if start is not None:
-                chosen = QatSettings(train=train)  # what starts from blocks keeps their format
+                chosen = QatSettings(train=train, temperature=heat)  # what starts from blocks keeps their format
             with progress(path.stem, "tokens") as bar:
                 qat(
                     start or self.settings.model, self.settings.data, path, settings=chosen,

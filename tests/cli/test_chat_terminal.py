@@ -120,7 +120,7 @@ def test_a_session(endless: Path, tmp_path: Path) -> None:
         assert screen.process.wait(PATIENCE) == 0
     messages = json.loads(file.read_text())["messages"]
     assert [m["content"] for m in messages if m["role"] == "user"] == ["one\ntwo", "three\nfour"]
-    assert len(messages[3]["content"]) > len(messages[1]["content"]) > 0  # stopped, and kept as far as it came
+    assert all(messages[at]["content"] for at in (1, 3))  # the stopped one is kept as far as it came
     assert "/undo" in history.read_text().splitlines()
 
 
