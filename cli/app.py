@@ -23,6 +23,7 @@ from quantlab.cli import (
     quantize,
     report,
     search,
+    serve,
     verify,
 )
 
@@ -43,7 +44,7 @@ app = typer.Typer(
 for command in (quantize.quantize, export.export, inspect.inspect, verify.verify, generate.generate, chat.chat,
                 perplexity.perplexity, compare.compare, report.report, evaluate.evaluate, bench.bench,
                 finetune.finetune, fuse.fuse, extract_adapter.extract_adapter, merge.merge, evolve.evolve,
-                qat.qat, pretrain.pretrain, index.index, search.search):  # fmt: skip
+                qat.qat, pretrain.pretrain, index.index, search.search, serve.serve):  # fmt: skip
     app.command(no_args_is_help=False)(command)
 
 

@@ -11,7 +11,7 @@ from quantlab.checkpoint import Tokenizer
 from quantlab.errors import InputError
 from quantlab.generation.constraints import Constraint
 from quantlab.generation.drafters import DRAFT_TOKENS, speculation_for
-from quantlab.generation.engine import Engine
+from quantlab.generation.engine import Engine, OnChunk
 from quantlab.generation.log_probabilities import (
     TokenLogprob,
     check_alternatives,
@@ -22,6 +22,7 @@ from quantlab.generation.sampling import SamplingParams
 from quantlab.generation.text_stream import TextStream
 
 FinishReason = Literal["stop", "length"]
+OnToken = Callable[[int, TokenLogprob | None], None]
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,14 @@ def complete(
     draft_tokens: int = DRAFT_TOKENS,
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
+    on_token: OnToken | None = None,
+    reading_chunk: int | None = None,
+    on_reading: OnChunk | None = None,
 ) -> Completion:
     """Continue `prompt` by up to `max_tokens` tokens.
 
-    Ctrl-C while it runs leaves an engine that can go on: its sequence is a beginning of prompt and generated tokens.
+    Ctrl-C while it runs, or an exception of a function that it calls, leaves an engine that can go on: its sequence is
+    a beginning of prompt and generated tokens.
 
     Args:
         prompt: a text, or token ids, which are taken as they are.
@@ -90,6 +95,9 @@ def complete(
         draft_tokens: that are verified in one pass, at most.
         logprobs: tell of each generated token its log-probability, and those of so many alternatives.
         prompt_logprobs: the same of the prompt's tokens, all of which are computed then.
+        on_token: called with each token that was drawn, before its text, and with what `logprobs` tells of it.
+        reading_chunk: tokens of the prompt that are computed at a time.
+        on_reading: called behind each such part with how many have been computed, and how many have to be.
 
     Raises:
         InputError: an empty stop string, a prompt longer than the context, no room to generate, or a constraint that
@@ -107,7 +115,7 @@ def complete(
     # Already here: parameters that are wrong must not cost a prefill.
     drawn = engine.decode(params, max_tokens, constraint, speculating)
     started = time.perf_counter()
-    cached, told_of_prompt = _prefilled(engine, prompt_ids, prompt_logprobs, tokenizer)
+    cached, told_of_prompt = _prefilled(engine, prompt_ids, prompt_logprobs, tokenizer, reading_chunk, on_reading)
     prefilled = time.perf_counter()
     text = TextStream(tokenizer, prompt_ids, stop, on_text)
     told: list[TokenLogprob] = []
@@ -116,6 +124,8 @@ def complete(
         for token in drawn:
             if logprobs is not None:
                 told.append(token_logprob(drawn.logits, token, logprobs, tokenizer))
+            if on_token is not None:
+                on_token(token, told[-1] if told else None)
             if has_stopped := text.add(token, is_end=token in tokenizer.eos):
                 break
     has_stopped = has_stopped or (constraint is not None and constraint.finished)
@@ -155,9 +165,14 @@ def check_limits(max_tokens: int, stop: Sequence[str]) -> None:
 
 
 def _prefilled(
-    engine: Engine, prompt_ids: Sequence[int], alternatives: int | None, tokenizer: Tokenizer
+    engine: Engine,
+    prompt_ids: Sequence[int],
+    alternatives: int | None,
+    tokenizer: Tokenizer,
+    chunk: int | None,
+    on_chunk: OnChunk | None,
 ) -> tuple[int, tuple[TokenLogprob | None, ...] | None]:
     """How many tokens came from the cache, and what was asked about them."""
     if alternatives is None:
-        return engine.prefill(prompt_ids), None
-    return 0, prefill_with_logprobs(engine, prompt_ids, alternatives, tokenizer)
+        return engine.prefill(prompt_ids, chunk, on_chunk), None
+    return 0, prefill_with_logprobs(engine, prompt_ids, alternatives, tokenizer, on_chunk)

@@ -90,6 +90,22 @@ def read_grammar(path: Path) -> Grammar:
     return _checked(_matcher().grammar_from_lark(text), str(path))
 
 
+def notated_grammar(text: str, source: str) -> Grammar:
+    """The texts of a grammar in Lark's notation or in llama.cpp's GBNF, whichever it looks like.
+
+    Raises:
+        InputError: llguidance is not installed, or it is none.
+    """
+    matcher = _matcher()
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    try:
+        lark = any_to_lark(text)
+    except Exception as error:  # the converter raises whatever it stumbled over
+        raise InputError(f"{source}: neither Lark's notation nor GBNF: {error}") from None
+    return _checked(matcher.grammar_from_lark(lark), source)
+
+
 def _matcher() -> Any:  # Any: llguidance may be missing
     try:
         from llguidance import LLMatcher

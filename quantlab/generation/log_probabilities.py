@@ -14,7 +14,7 @@ import numpy as np
 from quantlab.checkpoint import Tokenizer
 from quantlab.divergence import negative_log_likelihood
 from quantlab.errors import InputError
-from quantlab.generation.engine import Engine
+from quantlab.generation.engine import Engine, OnChunk
 
 MOST_ALTERNATIVES = 1000
 
@@ -49,6 +49,7 @@ def token_logprob(logits: np.ndarray, token: int, alternatives: int, tokenizer: 
     """Of one token, from the logits, fp32 [vocabulary], that it was drawn from. Of equals the smaller id is first."""
     logprob = -float(negative_log_likelihood(logits[None], np.array([token]))[0])
     total = float(logits[token]) - logprob  # ln of the sum of exponentials
+    logprob = float(logits[token]) - total  # rounded as those of the alternatives are: clients compare them
     most = min(alternatives, len(logits))
     top: list[Alternative] = []
     if most:
@@ -60,9 +61,16 @@ def token_logprob(logits: np.ndarray, token: int, alternatives: int, tokenizer: 
 
 
 def prefill_with_logprobs(
-    engine: Engine, prompt_ids: Sequence[int], alternatives: int, tokenizer: Tokenizer
+    engine: Engine,
+    prompt_ids: Sequence[int],
+    alternatives: int,
+    tokenizer: Tokenizer,
+    on_chunk: OnChunk | None = None,
 ) -> tuple[TokenLogprob | None, ...]:
     """Make the prompt the engine's sequence, computing all of it: a cache holds no logits.
+
+    Args:
+        on_chunk: called behind each part with how many tokens have been computed, and how many have to be.
 
     Returns:
         One for each token; None for the first, which nothing comes before.
@@ -70,7 +78,7 @@ def prefill_with_logprobs(
     Raises:
         InputError: see `Engine.prefill`.
     """
-    rows = _rows(engine, prompt_ids)
+    rows = _rows(engine, prompt_ids, on_chunk)
     next_ones = (
         token_logprob(row, int(token), alternatives, tokenizer)
         for row, token in zip(rows, prompt_ids[1:], strict=False)
@@ -81,9 +89,11 @@ def prefill_with_logprobs(
     return found
 
 
-def _rows(engine: Engine, prompt_ids: Sequence[int]) -> Iterator[np.ndarray]:
+def _rows(engine: Engine, prompt_ids: Sequence[int], on_chunk: OnChunk | None) -> Iterator[np.ndarray]:
     for part in engine.prefill_all(prompt_ids):
         yield from part
+        if on_chunk is not None:
+            on_chunk(engine.position, len(prompt_ids))
 
 
 def _spelling(tokenizer: Tokenizer, token: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,18 @@ from quantlab.adapters.combine import Source as AdapterSource
 from quantlab.checkpoint import Tokenizer, load_tokenizer
 from quantlab.errors import InputError
 from quantlab.generation.constraints import Constraint, Masking
-from quantlab.generation.engine import Engine
+from quantlab.generation.engine import Engine, OnChunk
 from quantlab.generation.engines import open_engine
-from quantlab.generation.generator import Completion, FinishReason, Timings, check_limits, complete
+from quantlab.generation.generator import Completion, FinishReason, OnToken, Timings, check_limits, complete
 from quantlab.generation.grammar_constraint import constraints_of
 from quantlab.generation.grammars import Grammar
+from quantlab.generation.log_probabilities import TokenLogprob, check_alternatives, token_logprob
 from quantlab.generation.prompt_cache import PromptCache
 from quantlab.generation.sampling import Sampler, SamplingParams
 from quantlab.generation.text_stream import TextStream
+
+OnSampleText = Callable[[int, str], None]
+OnSampleToken = Callable[[int, int, TokenLogprob | None], None]
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,11 @@ def complete_many(
     params: SamplingParams | None = None,
     stop: Sequence[str] = (),
     constraint: Callable[[], Constraint] | None = None,
+    logprobs: int | None = None,
+    on_text: OnSampleText | None = None,
+    on_token: OnSampleToken | None = None,
+    reading_chunk: int | None = None,
+    on_reading: OnChunk | None = None,
 ) -> list[Completion]:
     """Continue `prompt` `samples` times; sample i is what `complete` gives with the seed `params.seed` + i.
 
@@ -94,6 +104,8 @@ def complete_many(
     Args:
         prompt: a text, or token ids, which are taken as they are.
         constraint: makes one for each sample.
+        on_text, on_token: as of `complete`, behind the sample's number.
+        logprobs, reading_chunk, on_reading: see `complete`.
 
     Returns:
         The samples in order. With branches they share the time of the prefill, and a sample's decoding speed is its
@@ -105,12 +117,24 @@ def complete_many(
     if samples < 1:
         raise InputError(f"{samples} samples: at least one must be asked for")
     check_limits(max_tokens, stop)
+    check_alternatives(logprobs, "logprobs")
     params = params or SamplingParams()
     seeded = [replace(params, seed=params.seed + index) for index in range(samples)]
     if samples > 1 and engine.has_branches:
         prompt_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        begun = [_Sample(each, engine.vocabulary, constraint and constraint()) for each in seeded]
-        return _complete_together(engine, tokenizer, prompt_ids, begun, max_tokens, stop)
+        begun = [
+            _Sample(
+                each,
+                engine.vocabulary,
+                constraint and constraint(),
+                logprobs,
+                on_text and partial(on_text, index),
+                on_token and partial(on_token, index),
+            )
+            for index, each in enumerate(seeded)
+        ]
+        reading = partial(engine.prefill, prompt_ids, reading_chunk, on_reading)
+        return _complete_together(engine, tokenizer, prompt_ids, reading, begun, max_tokens, stop)
     return [
         complete(
             engine,
@@ -121,8 +145,13 @@ def complete_many(
             stop=stop,
             constraint=constraint and constraint(),
             speculation="off",
+            logprobs=logprobs,
+            on_text=on_text and partial(on_text, index),
+            on_token=on_token and partial(on_token, index),
+            reading_chunk=reading_chunk,
+            on_reading=on_reading,
         )
-        for each in seeded
+        for index, each in enumerate(seeded)
     ]
 
 
@@ -133,22 +162,38 @@ class _Sample:
         text: the prompt and what was drawn.
     """
 
-    def __init__(self, params: SamplingParams, vocabulary: int, constraint: Constraint | None) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        vocabulary: int,
+        constraint: Constraint | None,
+        logprobs: int | None,
+        on_text: Callable[[str], None] | None,
+        on_token: OnToken | None,
+    ) -> None:
+        self._logprobs, self._on_text, self._on_token = logprobs, on_text, on_token
+        self._told: list[TokenLogprob] = []
         self._sampler, self._constraint = Sampler(params, vocabulary), constraint
         self._masking = Masking(vocabulary)
         self.text: list[int] = []
 
     def begin(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stop: Sequence[str]) -> None:
         self.text, self._prompt, self._ends = list(prompt_ids), len(prompt_ids), tokenizer.eos
-        self._stream, self._has_stopped = TextStream(tokenizer, prompt_ids, stop, None), False
+        self._tokenizer = tokenizer
+        self._stream, self._has_stopped = TextStream(tokenizer, prompt_ids, stop, self._on_text), False
         self._begun = time.perf_counter()
 
     def draw(self, logits: np.ndarray) -> bool:
         """Draw the next token, from the logits behind the text; True when the text stops with it."""
+        allowed = logits
         if self._constraint is not None:
-            logits = self._masking.apply(logits, self._constraint.allowed())
-        token = self._sampler.draw(logits, self.text, len(self.text), self._prompt)
+            allowed = self._masking.apply(logits, self._constraint.allowed())
+        token = self._sampler.draw(allowed, self.text, len(self.text), self._prompt)
         self.text.append(token)
+        if self._logprobs is not None:
+            self._told.append(token_logprob(logits, token, self._logprobs, self._tokenizer))
+        if self._on_token is not None:
+            self._on_token(token, self._told[-1] if self._told else None)
         self._has_stopped = self._stream.add(token, is_end=token in self._ends)
         if self._constraint is not None:
             self._constraint.take(token)
@@ -167,20 +212,28 @@ class _Sample:
             prefill_tokens_per_second=(self._prompt - cached) / prefill_seconds,
             decode_tokens_per_second=len(token_ids) / (self._drawn - self._begun),
         )
-        return Completion(self._stream.text, token_ids, "stop" if self._has_stopped else "length", engine, timings)
+        return Completion(
+            text=self._stream.text,
+            token_ids=token_ids,
+            finish_reason="stop" if self._has_stopped else "length",
+            engine=engine,
+            timings=timings,
+            logprobs=None if self._logprobs is None else tuple(self._told),
+        )
 
 
 def _complete_together(
     engine: Engine,
     tokenizer: Tokenizer,
     prompt_ids: Sequence[int],
+    read: Callable[[], int],
     samples: Sequence[_Sample],
     max_tokens: int,
     stop: Sequence[str],
 ) -> list[Completion]:
-    """A token of each sample that has not ended, until all have."""
+    """A token of each sample that has not ended, until all have. `read` makes the prompt the sequence, as `prefill`."""
     started = time.perf_counter()
-    cached = engine.prefill(prompt_ids)
+    cached = read()
     prefill_seconds = time.perf_counter() - started
     for sample in samples:
         sample.begin(tokenizer, prompt_ids, stop)

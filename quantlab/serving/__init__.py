@@ -1,0 +1,1 @@
+"""A server over one engine, in the shape of OpenAI's API."""

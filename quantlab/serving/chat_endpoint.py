@@ -1,0 +1,153 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp
+
+from quantlab.checkpoint.chat_text import chat_ids
+from quantlab.generation.generator import Completion
+from quantlab.generation.prompts import Message
+from quantlab.serving.api_error import ApiError
+from quantlab.serving.attendance import Attendance, result_of
+from quantlab.serving.chat_answer import ChatAnswer
+from quantlab.serving.chat_request import ChatRequest, Retrieval
+from quantlab.serving.event_stream import EventStream
+from quantlab.serving.fields import read_fields
+from quantlab.serving.reasoning import OPEN, marks_reasoning
+from quantlab.serving.request_body import read_json_body
+from quantlab.serving.request_log import RequestNotes, notes_of
+from quantlab.serving.service import Service
+from quantlab.serving.texts import TextRequest, write_texts
+from quantlab.serving.turns import Finished, Turn
+
+
+async def chat_completions(request: Request, service: Service) -> ASGIApp:
+    """Answer a conversation.
+
+    Raises:
+        ApiError: it is refused.
+    """
+    asked = read_fields(ChatRequest, await read_json_body(request, service.settings.max_body))
+    asked.check()
+    work = ChatWork(service, asked)
+    notes = notes_of(request.scope)
+    notes.model = work.model
+    notes.texts["messages"] = work.messages
+    attendance = Attendance(request, service.turns, work)
+    if not asked.stream:
+        completions = await attendance.result()
+        _note(notes, completions)
+        return JSONResponse(_answer(work).whole(completions))
+    try:
+        first = await attendance.items()
+    except BaseException:
+        attendance.close()
+        raise
+    return EventStream(_chunks(_answer(work), attendance, first, asked, notes), attendance.close)
+
+
+class ChatWork:
+    """The turn of one request; called on the thread of the engine.
+
+    Attributes:
+        model: as the client called it.
+        messages: with passages, as soon as these have been found.
+        sources: the passages; None where none were asked for.
+        is_inside: the prompt opens the model's reasoning.
+        splits: reasoning is told apart.
+
+    Raises:
+        ApiError: the request is refused.
+    """
+
+    def __init__(self, service: Service, asked: ChatRequest) -> None:
+        host = service.host
+        self.service, self._asked = service, asked
+        self.model = asked.model or host.settings.name
+        self.messages = asked.written()
+        self.sources: list[dict[str, Any]] | None = None
+        self.is_inside = False
+        self.splits = asked.reasoning_format != "none" and marks_reasoning(host.layout.template, host.tokenizer)
+        self._adapter = host.adapter_of(asked.model)
+        self._params = asked.params(host.settings.params)
+        if asked.retrieval and service.documents is None:
+            raise ApiError(400, "retrieval: this server has no index (quantlab serve --index DIR)", field="retrieval")
+
+    def __call__(self, turn: Turn) -> list[Completion]:
+        """The answers, one a sample."""
+        host, asked = self.service.host, self._asked
+        grammar = asked.constraint()
+        max_tokens = asked.max_completion_tokens or asked.max_tokens
+        self._find_passages(host.context - min(max_tokens or host.settings.max_tokens, host.context // 4))
+        text = self._prompt(self.messages)
+        self.is_inside = self.splits and text.rstrip().endswith(OPEN)
+        request = TextRequest(
+            adapter=self._adapter,
+            params=self._params,
+            max_tokens=max_tokens,
+            stop=(*host.layout.stop, *asked.stops()),
+            samples=asked.n or 1,
+            grammar=grammar,
+            logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
+            is_streamed=bool(asked.stream),
+        )
+        tokenizer = host.layout.tokenizer
+        return write_texts(host, turn, chat_ids(text, tokenizer), request, tokenizer)
+
+    def _find_passages(self, room: int) -> None:
+        wanted, documents = self._asked.retrieval, self.service.documents
+        if not wanted or documents is None:
+            return
+        chosen = wanted if isinstance(wanted, Retrieval) else Retrieval()
+        self.messages, self.sources = documents.put_before(
+            self.messages, chosen.passages, chosen.method, room, self.service.host
+        )
+
+    def _prompt(self, messages: list[Message]) -> str:
+        """The conversation as text; a last message of the assistant is the beginning of the answer."""
+        layout = self.service.host.layout
+        if messages[-1]["role"] != "assistant":
+            return layout.text(messages)
+        *before, begun = messages
+        if not before:
+            raise ApiError(400, "messages: a message of the user is needed", field="messages")
+        return layout.text(before) + begun["content"]
+
+
+def _answer(work: ChatWork) -> ChatAnswer:
+    tokenizer = work.service.host.layout.tokenizer
+    return ChatAnswer(
+        work.model, work.service.token_texts, tokenizer.eos, work.splits, work.is_inside, sources=work.sources
+    )
+
+
+async def _chunks(
+    answer: ChatAnswer, attendance: Attendance, first: list[Any], asked: ChatRequest, notes: RequestNotes
+) -> AsyncIterator[list[dict[str, Any]]]:
+    chunks, items = answer.first(asked.n or 1), first
+    while True:
+        *pieces, last = items
+        if not isinstance(last, Finished):
+            pieces, last = items, None
+        chunks += answer.pieces(pieces)
+        if last is not None:
+            break
+        yield chunks
+        chunks, items = [], await attendance.items()
+    if last.error is not None:
+        yield chunks
+    completions = result_of(last)
+    _note(notes, completions)
+    yield chunks + answer.last(
+        completions, with_usage=bool(asked.stream_options and asked.stream_options.include_usage)
+    )
+
+
+def _note(notes: RequestNotes, completions: list[Completion]) -> None:
+    notes.note_completions(completions)
+    notes.texts["answers"] = [completion.text for completion in completions]

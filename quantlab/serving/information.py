@@ -1,0 +1,53 @@
+"""What a server tells about itself, and the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+
+from quantlab.serving.service import Service
+
+PAGE = Path(__file__).parent / "page" / "index.html"
+# Nothing from elsewhere, nobody else's frame: what a model writes cannot load or send anything.
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+async def page(request: Request, service: Service) -> Response:
+    """The page to talk on."""
+    headers = {
+        "Content-Security-Policy": PAGE_POLICY,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-cache",
+    }
+    return FileResponse(PAGE, headers=headers)
+
+
+async def health(request: Request, service: Service) -> Response:
+    """Whether requests are taken."""
+    if service.turns.is_stopping:
+        return JSONResponse({"status": "stopping"}, 503)
+    return JSONResponse({"status": "ok"})
+
+
+async def metrics(request: Request, service: Service) -> Response:
+    """For Prometheus."""
+    text, content_type = service.metrics.text()
+    return Response(text, headers={"Content-Type": content_type})
+
+
+async def models(request: Request, service: Service) -> Response:
+    """The model, its adapters and the embedding model; `context_length` and the rest are no part of OpenAI's."""
+    host, settings = service.host, service.host.settings
+    shared = {"object": "model", "created": service.started, "owned_by": "quantlab"}
+    told = {"context_length": host.context, "engine": host.engine_name, "has_index": service.documents is not None}
+    data = [{"id": settings.name, **shared, "root": settings.name, "parent": None, **told}]
+    data += [{"id": name, **shared, "root": name, "parent": settings.name, **told} for name in settings.adapters]
+    if service.embedding is not None:
+        data.append({"id": service.embedding.name, **shared})
+    return JSONResponse({"object": "list", "data": data})

@@ -1,0 +1,124 @@
+"""One turn at the engine: a prompt's continuations, by the one way from prompt to text that all of quantlab has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quantlab.checkpoint import Tokenizer
+from quantlab.generation.generator import Completion, complete
+from quantlab.generation.grammars import Grammar
+from quantlab.generation.log_probabilities import TokenLogprob
+from quantlab.generation.samples import complete_many
+from quantlab.generation.sampling import SamplingParams
+from quantlab.serving.api_error import ApiError
+from quantlab.serving.model_host import ModelHost
+from quantlab.serving.turns import Turn
+
+READING_CHUNK = 64  # tokens that the core computes at a time; a client that has gone is noticed between two
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a text that is being written: of the sample of that number, with what the tokens since the last piece
+    were thought of.
+    """
+
+    sample: int
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRequest:
+    """What a prompt is continued with; see `complete`.
+
+    Attributes:
+        max_tokens: None for as many as the server's default allows.
+        is_streamed: emit a `Piece` for each part of a text.
+    """
+
+    adapter: str | None
+    params: SamplingParams
+    max_tokens: int | None
+    stop: tuple[str, ...]
+    samples: int = 1
+    grammar: Grammar | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    is_streamed: bool = False
+
+
+def write_texts(
+    host: ModelHost, turn: Turn, prompt_ids: Sequence[int], request: TextRequest, tokenizer: Tokenizer
+) -> list[Completion]:
+    """The samples of a prompt, in order.
+
+    Raises:
+        Cancelled: nobody waits for them any more.
+        ApiError: the context does not hold the prompt.
+        InputError: see `complete`.
+    """
+    engine = host.engine(request.adapter)
+    check_length(len(prompt_ids), host)
+    max_tokens = host.settings.max_tokens if request.max_tokens is None else request.max_tokens
+    writers = [_Writer(turn, number, request.logprobs is not None) for number in range(request.samples)]
+    grammar = request.grammar
+    make_constraint = None if grammar is None else lambda: host.constraint(grammar, tokenizer)
+
+    def on_token(sample: int, token: int, told: TokenLogprob | None) -> None:
+        if turn.cancelled is not None:
+            turn.check()
+        if told is not None:
+            writers[sample].tell(told)
+
+    def on_reading(done: int, total: int) -> None:
+        turn.check()
+
+    if request.samples > 1:
+        return complete_many(
+            engine, tokenizer, prompt_ids, request.samples, max_tokens=max_tokens, params=request.params,
+            stop=request.stop, constraint=make_constraint, logprobs=request.logprobs, on_token=on_token,
+            on_text=(lambda sample, text: writers[sample].write(text)) if request.is_streamed else None,
+            reading_chunk=READING_CHUNK, on_reading=on_reading,
+        )  # fmt: skip
+    completion = complete(
+        engine, tokenizer, prompt_ids, max_tokens=max_tokens, params=request.params, stop=request.stop,
+        constraint=make_constraint and make_constraint(), logprobs=request.logprobs,
+        prompt_logprobs=request.prompt_logprobs, speculation=host.settings.speculation, draft_model=host.draft_model,
+        draft_tokens=host.settings.draft_tokens, on_text=writers[0].write if request.is_streamed else None,
+        on_token=lambda token, told: on_token(0, token, told), reading_chunk=READING_CHUNK, on_reading=on_reading,
+    )  # fmt: skip
+    return [completion]
+
+
+def check_length(tokens: int, host: ModelHost) -> None:
+    """Refuse a prompt that the context does not hold.
+
+    Raises:
+        ApiError: 400.
+    """
+    if tokens > host.context:
+        raise ApiError(
+            400,
+            f"the prompt has {tokens} tokens; the context holds {host.context}",
+            code="context_length_exceeded",
+        )
+
+
+class _Writer:
+    """Gathers what is told of tokens until the text that they belong to is certain."""
+
+    def __init__(self, turn: Turn, sample: int, tells: bool) -> None:
+        self._turn, self._sample = turn, sample
+        self._told: list[TokenLogprob] | None = [] if tells else None
+
+    def tell(self, told: TokenLogprob) -> None:
+        assert self._told is not None
+        self._told.append(told)
+
+    def write(self, text: str) -> None:
+        told: tuple[TokenLogprob, ...] = ()
+        if self._told:
+            told, self._told = tuple(self._told), []
+        self._turn.channel.put(Piece(self._sample, text, told))
