@@ -19,10 +19,13 @@ from starlette.types import ASGIApp
 
 from quantlab.serving.api_error import ApiError
 from quantlab.serving.chat_endpoint import chat_completions
+from quantlab.serving.completion_endpoint import completions
+from quantlab.serving.embedding_endpoint import embeddings
 from quantlab.serving.guards import Guards
-from quantlab.serving.information import health, metrics, models, page
+from quantlab.serving.information import health, metrics, models, page, properties
 from quantlab.serving.request_log import RequestLog, notes_of
 from quantlab.serving.service import Service
+from quantlab.serving.vocabulary_endpoints import apply_template, detokenize, tokenize
 
 logger = logging.getLogger(__name__)
 Endpoint = Callable[[Request, Service], Awaitable[ASGIApp]]
@@ -32,7 +35,13 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/health", health),
     ("GET", "/metrics", metrics),
     ("GET", "/v1/models", models),
+    ("GET", "/props", properties),
     ("POST", "/v1/chat/completions", chat_completions),
+    ("POST", "/v1/completions", completions),
+    ("POST", "/v1/embeddings", embeddings),
+    ("POST", "/tokenize", tokenize),
+    ("POST", "/detokenize", detokenize),
+    ("POST", "/apply-template", apply_template),
 )
 
 

@@ -15,9 +15,10 @@ from quantlab.generation.prompts import Message
 from quantlab.serving.api_error import ApiError
 from quantlab.serving.attendance import Attendance, result_of
 from quantlab.serving.chat_answer import ChatAnswer
-from quantlab.serving.chat_request import ChatRequest, Retrieval
+from quantlab.serving.chat_request import ChatRequest, Retrieval, written_messages
 from quantlab.serving.event_stream import EventStream
 from quantlab.serving.fields import read_fields
+from quantlab.serving.model_host import ModelHost
 from quantlab.serving.reasoning import OPEN, marks_reasoning
 from quantlab.serving.request_body import read_json_body
 from quantlab.serving.request_log import RequestNotes, notes_of
@@ -69,7 +70,7 @@ class ChatWork:
         host = service.host
         self.service, self._asked = service, asked
         self.model = asked.model or host.settings.name
-        self.messages = asked.written()
+        self.messages = written_messages(asked.messages)
         self.sources: list[dict[str, Any]] | None = None
         self.is_inside = False
         self.splits = asked.reasoning_format != "none" and marks_reasoning(host.layout.template, host.tokenizer)
@@ -84,7 +85,7 @@ class ChatWork:
         grammar = asked.constraint()
         max_tokens = asked.max_completion_tokens or asked.max_tokens
         self._find_passages(host.context - min(max_tokens or host.settings.max_tokens, host.context // 4))
-        text = self._prompt(self.messages)
+        text = chat_text(host, self.messages)
         self.is_inside = self.splits and text.rstrip().endswith(OPEN)
         request = TextRequest(
             adapter=self._adapter,
@@ -108,15 +109,20 @@ class ChatWork:
             self.messages, chosen.passages, chosen.method, room, self.service.host
         )
 
-    def _prompt(self, messages: list[Message]) -> str:
-        """The conversation as text; a last message of the assistant is the beginning of the answer."""
-        layout = self.service.host.layout
-        if messages[-1]["role"] != "assistant":
-            return layout.text(messages)
-        *before, begun = messages
-        if not before:
-            raise ApiError(400, "messages: a message of the user is needed", field="messages")
-        return layout.text(before) + begun["content"]
+
+def chat_text(host: ModelHost, messages: list[Message]) -> str:
+    """A conversation as text; a last message of the assistant is the beginning of the answer.
+
+    Raises:
+        ApiError: there is no other message.
+        InputError: the model's template refuses these messages.
+    """
+    if messages[-1]["role"] != "assistant":
+        return host.layout.text(messages)
+    *before, begun = messages
+    if not before:
+        raise ApiError(400, "messages: a message of the user is needed", field="messages")
+    return host.layout.text(before) + begun["content"]
 
 
 def _answer(work: ChatWork) -> ChatAnswer:
@@ -130,22 +136,17 @@ async def _chunks(
     answer: ChatAnswer, attendance: Attendance, first: list[Any], asked: ChatRequest, notes: RequestNotes
 ) -> AsyncIterator[list[dict[str, Any]]]:
     chunks, items = answer.first(asked.n or 1), first
-    while True:
-        *pieces, last = items
-        if not isinstance(last, Finished):
-            pieces, last = items, None
-        chunks += answer.pieces(pieces)
-        if last is not None:
-            break
-        yield chunks
+    while not isinstance(items[-1], Finished):
+        yield chunks + answer.pieces(items)
         chunks, items = [], await attendance.items()
-    if last.error is not None:
+    *pieces, end = items
+    chunks += answer.pieces(pieces)
+    if end.error is not None:
         yield chunks
-    completions = result_of(last)
+    completions = result_of(end)
     _note(notes, completions)
-    yield chunks + answer.last(
-        completions, with_usage=bool(asked.stream_options and asked.stream_options.include_usage)
-    )
+    with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+    yield chunks + answer.last(completions, with_usage=with_usage)
 
 
 def _note(notes: RequestNotes, completions: list[Completion]) -> None:

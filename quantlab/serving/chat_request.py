@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from quantlab.errors import InputError
-from quantlab.generation.grammars import Grammar, json_schema_grammar, notated_grammar
+from quantlab.generation.grammars import Grammar
 from quantlab.generation.prompts import Message
 from quantlab.serving.api_error import ApiError
 from quantlab.serving.fields import RequestFields
+from quantlab.serving.grammar_fields import chosen_grammar
 from quantlab.serving.sampling_fields import SamplingFields
 
 MOST_TOP_LOGPROBS = 20
@@ -100,14 +101,6 @@ class ChatRequest(SamplingFields):
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", field="top_logprobs")
 
-    def written(self) -> list[Message]:
-        """The messages, as layouts take them.
-
-        Raises:
-            ApiError: 400, naming the message that is wrong.
-        """
-        return [message.written(f"messages.{number}") for number, message in enumerate(self.messages)]
-
     def constraint(self) -> Grammar | None:
         """What the answer has to be; compiled, which may take a while.
 
@@ -125,19 +118,10 @@ class ChatRequest(SamplingFields):
         return chosen_grammar({"response_format": schema, "json_schema": self.json_schema}, self.grammar)
 
 
-def chosen_grammar(schemas: dict[str, Any], grammar: str | None) -> Grammar | None:
-    """The one that is given, of schemas by their fields' names and a grammar's text.
+def written_messages(messages: Sequence[ChatMessage]) -> list[Message]:
+    """The messages, as layouts take them.
 
     Raises:
-        ApiError: 400, more than one, or one that nothing can meet.
+        ApiError: 400, naming the message that is wrong.
     """
-    given = [name for name, schema in schemas.items() if schema is not None] + ["grammar"] * bool(grammar)
-    if len(given) > 1:
-        raise ApiError(400, f"{' and '.join(given)}: one of them is enough", field=given[1])
-    if not given:
-        return None
-    (name,) = given
-    try:
-        return notated_grammar(grammar or "", name) if name == "grammar" else json_schema_grammar(schemas[name], name)
-    except InputError as error:
-        raise ApiError(400, str(error), field=name) from None
+    return [message.written(f"messages.{number}") for number, message in enumerate(messages)]

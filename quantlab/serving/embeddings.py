@@ -12,6 +12,7 @@ from pydantic import Field
 from quantlab.retrieval.embedding import Embedder, load_embedder
 from quantlab.serving.api_error import ApiError
 from quantlab.serving.fields import RequestFields
+from quantlab.serving.turns import Turn
 
 MOST_TEXTS = 2048
 NonEmpty = Annotated[str, Field(min_length=1)]
@@ -27,19 +28,25 @@ class EmbeddingRequest(RequestFields):
 
 
 class EmbeddingModel:
-    """An embedding model by the name that clients know."""
+    """An embedding model by the name that clients know.
 
-    def __init__(self, name: str, embedder: Embedder) -> None:
-        self.name, self._embedder = name, embedder
+    Args:
+        source: its folder or hub id.
+    """
 
-    def answer(self, request: EmbeddingRequest) -> dict[str, Any]:
+    def __init__(self, source: str, embedder: Embedder) -> None:
+        self.source, self._embedder = source, embedder
+        self.name = source.rstrip("/").rpartition("/")[2]
+
+    def answer(self, request: EmbeddingRequest, turn: Turn) -> dict[str, Any]:
         """The response: vectors of unit length, of texts as documents are embedded.
 
         Raises:
+            Cancelled: nobody waits for them any more.
             ApiError: 400, other dimensions than the model has.
         """
         texts = [request.input] if isinstance(request.input, str) else request.input
-        vectors = self._embedder.documents(texts)
+        vectors = self._embedder.documents(texts, lambda done: turn.check())
         if request.dimensions is not None and request.dimensions != vectors.shape[1]:
             raise ApiError(
                 400,
@@ -62,7 +69,7 @@ def open_embedding_model(model: str, note: Callable[[str], None]) -> EmbeddingMo
     Raises:
         InputError: see `load_embedder`.
     """
-    return EmbeddingModel(model.rstrip("/").rpartition("/")[2], load_embedder(model, note))
+    return EmbeddingModel(model, load_embedder(model, note))
 
 
 def _numbers(vector: np.ndarray) -> list[float]:

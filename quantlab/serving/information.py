@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 from starlette.requests import Request
@@ -51,3 +52,19 @@ async def models(request: Request, service: Service) -> Response:
     if service.embedding is not None:
         data.append({"id": service.embedding.name, **shared})
     return JSONResponse({"object": "list", "data": data})
+
+
+async def properties(request: Request, service: Service) -> Response:
+    """llama-server's `/props`: what a request that says nothing gets, and how conversations are written."""
+    host, settings = service.host, service.host.settings
+    defaults = {name: value for name, value in vars(settings.params).items() if name != "logit_bias"}
+    return JSONResponse(
+        {
+            "default_generation_settings": {"n_ctx": host.context, "n_predict": settings.max_tokens, **defaults},
+            "total_slots": 1,
+            "model_alias": settings.name,
+            "chat_template": host.layout.template or "",
+            "build_info": f"quantlab {version('quantlab')}",
+            "is_sleeping": not host.is_loaded,
+        }
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from quantlab.checkpoint import Tokenizer, load_tokenizer
@@ -88,6 +89,16 @@ class ModelHost:
             self.release()
             raise ApiError(503, f"the model cannot be loaded: {error}", code="model_not_loaded") from None
         return engine
+
+    def checked(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """The same ids, if the vocabulary has them all.
+
+        Raises:
+            InputError: it has not.
+        """
+        if outside := [token for token in token_ids if not 0 <= token < self.vocabulary]:
+            raise InputError(f"token id {outside[0]} is outside the vocabulary of {self.vocabulary}")
+        return token_ids
 
     def constraint(self, grammar: Grammar, tokenizer: Tokenizer) -> GrammarConstraint:
         """A constraint for one text, whose end tokens are the tokenizer's.

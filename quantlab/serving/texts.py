@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantlab.checkpoint import Tokenizer
-from quantlab.generation.generator import Completion, complete
+from quantlab.generation.generator import Completion, Timings, complete
 from quantlab.generation.grammars import Grammar
-from quantlab.generation.log_probabilities import TokenLogprob
+from quantlab.generation.log_probabilities import TokenLogprob, prefill_with_logprobs
 from quantlab.generation.samples import complete_many
 from quantlab.generation.sampling import SamplingParams
 from quantlab.serving.api_error import ApiError
@@ -50,9 +51,14 @@ class TextRequest:
 
 
 def write_texts(
-    host: ModelHost, turn: Turn, prompt_ids: Sequence[int], request: TextRequest, tokenizer: Tokenizer
+    host: ModelHost,
+    turn: Turn,
+    prompt_ids: Sequence[int],
+    request: TextRequest,
+    tokenizer: Tokenizer,
+    first: int = 0,
 ) -> list[Completion]:
-    """The samples of a prompt, in order.
+    """The samples of a prompt, in order; `first` is the number of the first one's pieces.
 
     Raises:
         Cancelled: nobody waits for them any more.
@@ -62,7 +68,7 @@ def write_texts(
     engine = host.engine(request.adapter)
     check_length(len(prompt_ids), host)
     max_tokens = host.settings.max_tokens if request.max_tokens is None else request.max_tokens
-    writers = [_Writer(turn, number, request.logprobs is not None) for number in range(request.samples)]
+    writers = [_Writer(turn, first + number, request.logprobs is not None) for number in range(request.samples)]
     grammar = request.grammar
     make_constraint = None if grammar is None else lambda: host.constraint(grammar, tokenizer)
 
@@ -90,6 +96,32 @@ def write_texts(
         on_token=lambda token, told: on_token(0, token, told), reading_chunk=READING_CHUNK, on_reading=on_reading,
     )  # fmt: skip
     return [completion]
+
+
+def read_prompt(
+    host: ModelHost, turn: Turn, prompt_ids: Sequence[int], request: TextRequest, tokenizer: Tokenizer
+) -> Completion:
+    """A prompt that is continued by nothing, and what the model thought of its tokens, if that was asked for.
+
+    Raises:
+        Cancelled, ApiError, InputError: see `write_texts`.
+    """
+    engine = host.engine(request.adapter)
+    check_length(len(prompt_ids), host)
+    started, cached, told = time.perf_counter(), 0, None
+
+    def on_reading(done: int, total: int) -> None:
+        turn.check()
+
+    if request.prompt_logprobs is None:
+        cached = engine.prefill(prompt_ids, READING_CHUNK, on_reading)
+    else:
+        told = prefill_with_logprobs(engine, prompt_ids, request.prompt_logprobs, tokenizer, on_reading)
+    seconds = time.perf_counter() - started
+    speed = (len(prompt_ids) - cached) / seconds
+    timings = Timings(len(prompt_ids), cached, 0, speed, 0.0)
+    logprobs = None if request.logprobs is None else ()
+    return Completion("", (), "length", engine.name, timings, logprobs, told)
 
 
 def check_length(tokens: int, host: ModelHost) -> None:
