@@ -46,7 +46,7 @@ class CompletionAnswer:
 
     def whole(self, continued: Sequence[Continued]) -> dict[str, Any]:
         """The response that is not streamed."""
-        choices = []
+        choices: list[dict[str, Any]] = []
         for one in continued:
             for completion in one.samples:
                 text = one.prompt + completion.text if self.echo else completion.text
