@@ -61,8 +61,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
-    """Every Python file of quantlab/ and cli/, the compiled core, the calibration text, py.typed; no C++, tests, models
-    or benchmarks.
+    """Every Python file of quantlab/ and cli/, the compiled core, the calibration text, the chat page, py.typed; no
+    C++, tests, models or benchmarks.
     """
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -76,7 +76,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     (core,) = [name for name in installed if name.startswith("quantlab/native/_core.")]
     assert core.endswith(sysconfig.get_config_var("EXT_SUFFIX"))
     data = {"quantlab/calibration/calibration.txt", "quantlab/py.typed", "quantlab/cli/py.typed"}
-    assert installed == sources | {core} | data
+    page = {file.relative_to(REPOSITORY).as_posix() for file in (REPOSITORY / "quantlab/serving/page").iterdir()}
+    assert installed == sources | {core} | data | page
     assert any(name.endswith("licenses/LICENSE") for name in info)
 
 

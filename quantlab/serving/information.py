@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
+from quantlab.serving.chat_page import chat_page
 from quantlab.serving.service import Service
-
-PAGE = Path(__file__).parent / "page" / "index.html"
-# Nothing from elsewhere, nobody else's frame: what a model writes cannot load or send anything.
-PAGE_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 
 
 async def page(request: Request, service: Service) -> Response:
     """The page to talk on."""
-    headers = {
-        "Content-Security-Policy": PAGE_POLICY,
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-        "Cache-Control": "no-cache",
-    }
-    return FileResponse(PAGE, headers=headers)
+    found = chat_page()
+    return Response(found.content, headers=found.headers)
 
 
 async def health(request: Request, service: Service) -> Response:

@@ -1,0 +1,60 @@
+"""The chat page as a document: whole in itself, and with a policy that lets nothing else run."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+
+from quantlab.serving.chat_page import chat_page
+
+
+def policy() -> dict[str, list[str]]:
+    directives = chat_page().headers["Content-Security-Policy"].split("; ")
+    return {name: sources for name, *sources in map(str.split, directives)}
+
+
+def test_it_needs_nothing_from_elsewhere() -> None:
+    """No tag of the document loads anything, its own parts included, and the styles name no address."""
+    document = chat_page().content.decode()
+    markup = re.sub(r"<(script|style)>.*?</\1>", "", document, flags=re.DOTALL)
+    assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', markup) == []
+    assert "@import" not in document
+    assert "url(" not in document
+
+
+def test_the_policy_allows_its_own_scripts_and_styles_and_no_others() -> None:
+    """Each is named by its hash; inline code in general, eval and other sites are not."""
+    document, allowed = chat_page().content.decode(), policy()
+    for tag, directive in (("script", "script-src"), ("style", "style-src")):
+        parts = re.findall(rf"<{tag}>(.*?)</{tag}>", document, flags=re.DOTALL)
+        digests = [base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in parts]
+        assert parts
+        assert allowed[directive] == [f"'sha256-{digest}'" for digest in digests]
+    assert allowed["default-src"] == ["'none'"]
+    assert allowed["connect-src"] == ["'self'"]
+    assert allowed["require-trusted-types-for"] == ["'script'"]
+
+
+def test_every_script_is_strict_and_none_makes_html_of_text() -> None:
+    """No part uses what would read a text as HTML or as code."""
+    document = chat_page().content.decode()
+    scripts = re.findall(r"<script>(.*?)</script>", document, flags=re.DOTALL)
+    assert all(script.startswith('\n"use strict";\n') for script in scripts)
+    for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "DOMParser", "eval(", "new Function"):
+        assert way not in document
+
+
+def test_what_labels_and_descriptions_point_at_is_there() -> None:
+    """Every id that the document names exists once, and every field has a label."""
+    document = re.sub(r"<(script|style)>.*?</\1>", "", chat_page().content.decode(), flags=re.DOTALL)
+    ids = re.findall(r'\bid="([^"]+)"', document)
+    assert len(ids) == len(set(ids))
+    named = re.findall(r'\b(?:for|aria-labelledby|aria-describedby)="([^"]+)"', document)
+    named += re.findall(r'href="#([^"]+)"', document)
+    assert set(named) <= set(ids)
+    fields = re.findall(r"<(?:input|textarea|select)\b[^>]*>", document)
+    labelled = [*re.findall(r'<label[^>]* for="([^"]+)"', document), "use-sources"]  # the label of that is around it
+    assert [field for field in fields if not any(f'id="{name}"' in field for name in labelled)] == [
+        field for field in fields if "aria-label=" in field
+    ]
