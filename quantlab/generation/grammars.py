@@ -35,7 +35,12 @@ def json_schema_grammar(schema: Mapping[str, Any] | bool, source: str = "the JSO
     if schema is False:
         raise InputError(f"{source}: no output can meet it: the schema is false")
     whole = {} if schema is True else dict(schema)
-    return _checked(_matcher().grammar_from_json_schema(json.dumps(whole), defaults=COMPACT), source)
+    try:
+        grammar = _matcher().grammar_from_json_schema(json.dumps(whole), defaults=COMPACT)
+    except (ValueError, RecursionError) as error:
+        told = "it is nested too deeply" if "recursion" in str(error) else str(error)
+        raise InputError(f"{source}: {told}") from None
+    return _checked(grammar, source)
 
 
 def read_json_schema(path: Path) -> Grammar:

@@ -86,6 +86,7 @@ class ChatWork:
         max_tokens = asked.max_completion_tokens or asked.max_tokens
         self._find_passages(host.context - min(max_tokens or host.settings.max_tokens, host.context // 4))
         text = chat_text(host, self.messages)
+        host.check_text(text)
         self.is_inside = self.splits and text.rstrip().endswith(OPEN)
         request = TextRequest(
             adapter=self._adapter,

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from quantlab.serving.attendance import Attendance, result_of
 from quantlab.serving.completion_answer import CompletionAnswer, Continued
-from quantlab.serving.completion_request import CompletionRequest
+from quantlab.serving.completion_request import CompletionRequest, Prompt
 from quantlab.serving.event_stream import EventStream
 from quantlab.serving.fields import read_fields
 from quantlab.serving.request_body import read_json_body
@@ -81,11 +81,8 @@ class CompletionWork:
             prompt_logprobs=asked.logprobs if asked.echo else None,
             is_streamed=bool(asked.stream),
         )
-        ids = [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in self.prompts]
-        self.texts = [
-            prompt if isinstance(prompt, str) else tokenizer.decode(self._host.checked(prompt))
-            for prompt in self.prompts
-        ]
+        ids = [self._ids(prompt) for prompt in self.prompts]
+        self.texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in self.prompts]
         continued = []
         for number, (prompt_ids, text) in enumerate(zip(ids, self.texts, strict=True)):
             if asked.max_tokens == 0:
@@ -95,6 +92,13 @@ class CompletionWork:
                 samples = write_texts(self._host, turn, prompt_ids, request, tokenizer, first)
             continued.append(Continued(prompt_ids, text, samples))
         return continued
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            self._host.check_text(prompt)
+            return self._host.tokenizer.encode(prompt)
+        self._host.check_length(len(prompt))
+        return self._host.checked(prompt)
 
 
 async def _chunks(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Sequence
+import math
 from pathlib import Path
 
 from quantlab.checkpoint import Tokenizer, load_tokenizer
@@ -49,6 +49,7 @@ class ModelHost:
         engine = self._load()
         self.context, self.engine_name = engine.context, engine.name
         self.vocabulary = engine.vocabulary
+        self._longest_token = max(len(token.encode("utf-8")) for token in self.tokenizer.backend.get_vocab())
         self._check_adapters(engine)
 
     @property
@@ -90,7 +91,26 @@ class ModelHost:
             raise ApiError(503, f"the model cannot be loaded: {error}", code="model_not_loaded") from None
         return engine
 
-    def checked(self, token_ids: Sequence[int]) -> Sequence[int]:
+    def check_text(self, text: str) -> None:
+        """Refuse a text that has more tokens than the context however it is divided: encoding it could take minutes.
+
+        Raises:
+            ApiError: 400.
+        """
+        least = math.ceil(len(text.encode("utf-8")) / self._longest_token)
+        if least > self.context:
+            raise too_long(f"at least {least}", self.context)
+
+    def check_length(self, tokens: int) -> None:
+        """Refuse a prompt that the context does not hold.
+
+        Raises:
+            ApiError: 400.
+        """
+        if tokens > self.context:
+            raise too_long(str(tokens), self.context)
+
+    def checked(self, token_ids: list[int]) -> list[int]:
         """The same ids, if the vocabulary has them all.
 
         Raises:
@@ -145,3 +165,8 @@ class ModelHost:
             raise InputError(f"adapter {adapter}: the {engine.name} engine does not exchange adapters; fuse it instead")
         engine.set_adapters([] if adapter is None else [self.settings.adapters[adapter]])
         self._adapter = adapter
+
+
+def too_long(tokens: str, context: int) -> ApiError:
+    """For a prompt of so many tokens."""
+    return ApiError(400, f"the prompt has {tokens} tokens; the context holds {context}", code="context_length_exceeded")

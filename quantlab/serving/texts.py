@@ -12,7 +12,6 @@ from quantlab.generation.grammars import Grammar
 from quantlab.generation.log_probabilities import TokenLogprob, prefill_with_logprobs
 from quantlab.generation.samples import complete_many
 from quantlab.generation.sampling import SamplingParams
-from quantlab.serving.api_error import ApiError
 from quantlab.serving.model_host import ModelHost
 from quantlab.serving.turns import Turn
 
@@ -66,7 +65,7 @@ def write_texts(
         InputError: see `complete`.
     """
     engine = host.engine(request.adapter)
-    check_length(len(prompt_ids), host)
+    host.check_length(len(prompt_ids))
     max_tokens = host.settings.max_tokens if request.max_tokens is None else request.max_tokens
     writers = [_Writer(turn, first + number, request.logprobs is not None) for number in range(request.samples)]
     grammar = request.grammar
@@ -107,7 +106,7 @@ def read_prompt(
         Cancelled, ApiError, InputError: see `write_texts`.
     """
     engine = host.engine(request.adapter)
-    check_length(len(prompt_ids), host)
+    host.check_length(len(prompt_ids))
     started, cached, told = time.perf_counter(), 0, None
 
     def on_reading(done: int, total: int) -> None:
@@ -122,20 +121,6 @@ def read_prompt(
     timings = Timings(len(prompt_ids), cached, 0, speed, 0.0)
     logprobs = None if request.logprobs is None else ()
     return Completion("", (), "length", engine.name, timings, logprobs, told)
-
-
-def check_length(tokens: int, host: ModelHost) -> None:
-    """Refuse a prompt that the context does not hold.
-
-    Raises:
-        ApiError: 400.
-    """
-    if tokens > host.context:
-        raise ApiError(
-            400,
-            f"the prompt has {tokens} tokens; the context holds {host.context}",
-            code="context_length_exceeded",
-        )
 
 
 class _Writer:
