@@ -1,23 +1,29 @@
-"""`quantlab generate --samples`: several texts, one after another."""
+"""`quantlab generate --samples`: several texts, printed one after another when all are there."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
-from quantlab.cli.console import print_json
+from quantlab.cli.console import print_json, progress
 
 
 def show_samples(model: str, prompt: str, samples: int, settings: Mapping[str, Any], json: bool) -> None:
-    """Draw them and print them when all are done; with `json` as one object.
+    """Draw them, telling on stderr how far that is, and print them when all are done; with `json` as one object.
 
     Args:
         settings: the other arguments of `generate_many`.
     """
     from quantlab.generation.samples import generate_many
 
-    result = generate_many(model, prompt, samples, **settings)
+    with progress("drawing", "tokens") as report:
+        most = samples * int(settings["max_tokens"])
+        drawn = count(1)
+        result = generate_many(
+            model, prompt, samples, **settings, on_token=lambda *_: report(next(drawn), most, f"{samples} samples")
+        )
     if json:
         print_json(result)
         return

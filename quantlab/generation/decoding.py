@@ -1,4 +1,4 @@
-"""The one place where tokens are drawn: logits, what a constraint allows, the sampler, the token, the end."""
+"""The decoding loop: logits, the token that is drawn from them, the next logits, until the end."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from quantlab.generation.constraints import Constraint, Masking
-from quantlab.generation.sampling import Sampler
+from quantlab.generation.drawing import Drawing
 from quantlab.generation.speculation import Speculation
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 class Decoding(Iterator[int]):
     """The tokens that follow an engine's sequence, drawn as they are asked for.
 
-    It ends at `max_tokens`, behind the context's last place, or when the constraint has finished. A token becomes part
+    It ends at `max_tokens`, behind the context's last place, or when the drawing has finished. A token becomes part
     of the engine's sequence when the next one is asked for; so the last one does not. Speculating, the engine may be
     ahead; but closed or left, by an exception or Ctrl-C too, the sequence ends before the last token given out.
 
@@ -30,13 +29,11 @@ class Decoding(Iterator[int]):
     def __init__(
         self,
         engine: Engine,
-        sampler: Sampler,
+        drawing: Drawing,
         max_tokens: int,
-        constraint: Constraint | None = None,
         speculation: Speculation | None = None,
     ) -> None:
-        self._engine, self._sampler, self._max_tokens = engine, sampler, max_tokens
-        self._constraint, self._masking = constraint, Masking(engine.vocabulary)
+        self._engine, self._drawing, self._max_tokens = engine, drawing, max_tokens
         self._speculation = speculation if engine.exact_batches else None
         self._tokens = self._drawn()
         self.logits = np.empty(0, np.float32)
@@ -68,12 +65,12 @@ class Decoding(Iterator[int]):
             while True:
                 for row in rows:
                     known, self.logits = len(text), row
-                    token = self._draw(text, prompt)
+                    token = self._drawing.draw(row, text, prompt)
                     text.append(token)
                     is_drafted = accepted < len(draft) and token == draft[accepted]
                     accepted += is_drafted
                     yield token
-                    if len(text) == end or self._has_finished():
+                    if len(text) == end or self._drawing.finished:
                         return
                     if not is_drafted:
                         break
@@ -83,18 +80,6 @@ class Decoding(Iterator[int]):
                 accepted = 0
         finally:
             self._settle(accepted, known)
-
-    def _draw(self, text: list[int], prompt: int) -> int:
-        logits = self.logits
-        if self._constraint is not None:
-            logits = self._masking.apply(logits, self._constraint.allowed())
-        token = self._sampler.draw(logits, text, len(text), prompt)
-        if self._constraint is not None:
-            self._constraint.take(token)
-        return token
-
-    def _has_finished(self) -> bool:
-        return self._constraint is not None and self._constraint.finished
 
     def _passed(self, text: list[int], room: int) -> tuple[list[int], list[np.ndarray]]:
         """A draft of at most `room` tokens, which may be none, and logits behind the text and each of its tokens."""

@@ -11,7 +11,8 @@ from quantlab.errors import InputError
 from quantlab.generation.branches import Branches
 from quantlab.generation.constraints import Constraint
 from quantlab.generation.decoding import Decoding
-from quantlab.generation.sampling import Sampler, SamplingParams
+from quantlab.generation.drawing import Drawing
+from quantlab.generation.sampling import SamplingParams
 from quantlab.generation.speculation import Speculation
 
 OnChunk = Callable[[int, int], None]
@@ -111,7 +112,7 @@ class Engine(ABC):
             InputError: a logit bias for an id outside the vocabulary; while drawing, logits that are not numbers, or
                 a constraint that allows no token.
         """
-        return Decoding(self, Sampler(params, self.vocabulary), max_tokens, constraint, speculation)
+        return Decoding(self, Drawing(params, self.vocabulary, constraint), max_tokens, speculation)
 
     def rewind(self, position: int) -> None:
         """Forget all tokens from `position` on; those before it stay cached.

@@ -13,7 +13,8 @@ import numpy as np
 from quantlab.adapters.combine import Source as AdapterSource
 from quantlab.checkpoint import Tokenizer, load_tokenizer
 from quantlab.errors import InputError
-from quantlab.generation.constraints import Constraint, Masking
+from quantlab.generation.constraints import Constraint
+from quantlab.generation.drawing import Drawing
 from quantlab.generation.engine import Engine, OnChunk
 from quantlab.generation.engines import open_engine
 from quantlab.generation.generator import Completion, FinishReason, OnToken, Timings, check_limits, complete
@@ -21,9 +22,10 @@ from quantlab.generation.grammar_constraint import constraints_of
 from quantlab.generation.grammars import Grammar
 from quantlab.generation.log_probabilities import TokenLogprob, check_alternatives, token_logprob
 from quantlab.generation.prompt_cache import PromptCache
-from quantlab.generation.sampling import Sampler, SamplingParams
+from quantlab.generation.sampling import SamplingParams
 from quantlab.generation.text_stream import TextStream
 
+MOST_SAMPLES = 1 << 16  # the core's limit of branches
 OnSampleText = Callable[[int, str], None]
 OnSampleToken = Callable[[int, int, TokenLogprob | None], None]
 
@@ -57,18 +59,21 @@ def generate_many(
     adapters: Sequence[AdapterSource] | None = None,
     prompt_cache: PromptCache | None = None,
     grammar: Grammar | None = None,
+    on_token: OnSampleToken | None = None,
 ) -> Samples:
     """Load `model` and continue `prompt` `samples` times; see `complete_many`, and `generate` for other arguments.
 
     Raises:
         InputError: the model or an adapter cannot be loaded, or what `complete_many` refuses.
     """
+    _check_count(samples)
     tokenizer = load_tokenizer(model)
     opened = open_engine(model, engine, threads=threads, adapters=adapters, prompt_cache=prompt_cache)
     constraint = None if grammar is None else constraints_of(grammar, tokenizer, opened.vocabulary)
     found = complete_many(
-        opened, tokenizer, prompt, samples, max_tokens=max_tokens, params=params, stop=stop, constraint=constraint
-    )
+        opened, tokenizer, prompt, samples,
+        max_tokens=max_tokens, params=params, stop=stop, constraint=constraint, on_token=on_token,
+    )  # fmt: skip
     first, seconds = found[0], [each.timings.generated_tokens / each.timings.decode_tokens_per_second for each in found]
     generated = sum(each.timings.generated_tokens for each in found)
     taken = max(seconds) if opened.has_branches else sum(seconds)
@@ -112,10 +117,10 @@ def complete_many(
         number of tokens by the time until its last one.
 
     Raises:
-        InputError: no samples, seeds beyond 2^64, what `complete` refuses, or too little memory for their caches.
+        InputError: no samples or more than 65,536, seeds beyond 2^64, what `complete` refuses, or too little memory for
+            their caches.
     """
-    if samples < 1:
-        raise InputError(f"{samples} samples: at least one must be asked for")
+    _check_count(samples)
     check_limits(max_tokens, stop)
     check_alternatives(logprobs, "logprobs")
     params = params or SamplingParams()
@@ -155,6 +160,13 @@ def complete_many(
     ]
 
 
+def _check_count(samples: int) -> None:
+    if samples < 1:
+        raise InputError(f"{samples} samples: at least one must be asked for")
+    if samples > MOST_SAMPLES:
+        raise InputError(f"{samples} samples: at most {MOST_SAMPLES} can be drawn at a time")
+
+
 class _Sample:
     """One continuation under way.
 
@@ -173,8 +185,7 @@ class _Sample:
     ) -> None:
         self._logprobs, self._on_text, self._on_token = logprobs, on_text, on_token
         self._told: list[TokenLogprob] = []
-        self._sampler, self._constraint = Sampler(params, vocabulary), constraint
-        self._masking = Masking(vocabulary)
+        self._drawing = Drawing(params, vocabulary, constraint)
         self.text: list[int] = []
 
     def begin(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stop: Sequence[str]) -> None:
@@ -185,19 +196,13 @@ class _Sample:
 
     def draw(self, logits: np.ndarray) -> bool:
         """Draw the next token, from the logits behind the text; True when the text stops with it."""
-        allowed = logits
-        if self._constraint is not None:
-            allowed = self._masking.apply(logits, self._constraint.allowed())
-        token = self._sampler.draw(allowed, self.text, len(self.text), self._prompt)
+        token = self._drawing.draw(logits, self.text, self._prompt)
         self.text.append(token)
         if self._logprobs is not None:
             self._told.append(token_logprob(logits, token, self._logprobs, self._tokenizer))
         if self._on_token is not None:
             self._on_token(token, self._told[-1] if self._told else None)
-        self._has_stopped = self._stream.add(token, is_end=token in self._ends)
-        if self._constraint is not None:
-            self._constraint.take(token)
-            self._has_stopped = self._has_stopped or self._constraint.finished
+        self._has_stopped = self._stream.add(token, is_end=token in self._ends) or self._drawing.finished
         self._drawn = time.perf_counter()
         return self._has_stopped
 

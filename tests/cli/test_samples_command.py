@@ -32,6 +32,17 @@ def test_samples_are_printed_one_after_another(run: Run, quantized: Quantized) -
     assert "12 generated in all at " in printed.err
 
 
+@pytest.mark.parametrize("engine", ["native", "torch"])
+def test_progress_is_shown(run: Run, quantized: Quantized, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    """On stderr, also with --json."""
+    monkeypatch.setattr("quantlab.cli.console.LINE_SECONDS", 0)
+    arguments = ("generate", quantized.folder, "-p", "Once", "-n", 3, "--samples", 2, "--engine", engine, "--json")
+    printed = run(*arguments)
+    assert len(printed.json["samples"]) == 2
+    assert "drawing: 6/6, " in printed.err
+    assert "tokens/s" in printed.err
+
+
 def test_torch_gives_samples_too(run: Run, quantized: Quantized) -> None:
     """One after another."""
     found = run("generate", quantized.folder, "-p", "Once", "-n", 3, "--samples", 2, "--engine", "torch", "--json").json

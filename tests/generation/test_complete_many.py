@@ -189,6 +189,7 @@ def test_timings_tell_what_was_shared(llama_model: Path, tokenizer: Tokenizer) -
     ("samples", "arguments", "message"),
     [
         (0, {}, "0 samples: at least one"),
+        (65537, {}, "65537 samples: at most 65536 can be drawn"),
         (2, {"params": SamplingParams(seed=(1 << 64) - 1)}, "seed must be at least 0 and below"),
         (2, {"max_tokens": 0}, "at least one token must be asked for"),
         (2, {"stop": [""]}, "a stop string is empty"),
