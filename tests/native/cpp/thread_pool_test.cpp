@@ -1,10 +1,13 @@
 // The pool: every thread runs once, barriers hold, exceptions arrive, forks and signals break nothing.
 #include "check.h"
 
+#include "../../../quantlab/native/src/engine/bell.h"
+#include "../../../quantlab/native/src/engine/paying_threads.h"
 #include "../../../quantlab/native/src/engine/thread_pool.h"
 
 #include <atomic>
 #include <cfenv>
+#include <chrono>
 #include <csignal>
 #include <cstdint>
 #include <stdexcept>
@@ -15,9 +18,99 @@
 #include <unistd.h>
 #include <vector>
 
+using quantlab::engine::Bell;
+using quantlab::engine::PayingThreads;
 using quantlab::engine::ThreadPool;
 
 namespace {
+
+// Asleep or spinning, every ring is heard, and what was written before it is seen.
+void test_bells_are_heard() {
+    for (const auto patience : {Bell::Duration(0), Bell::Duration(std::chrono::microseconds(50))}) {
+        Bell question, answer;
+        int asked = 0, answered = 0;
+        std::thread other([&] {
+            for (std::uint32_t round = 0; round < 300; ++round) {
+                question.wait(round, patience);
+                answered = asked;
+                answer.ring();
+            }
+        });
+        for (std::uint32_t round = 0; round < 300; ++round) {
+            if (round % 50 == 0) usleep(300);  // the other one sleeps
+            asked = static_cast<int>(round) + 7;
+            question.ring();
+            answer.wait(round, patience);
+            CHECK(answered == asked);
+        }
+        other.join();
+        CHECK(question.rings() == 300);
+    }
+}
+
+// A bell that has rung already is not waited for; one that rings late is slept for, however long it takes.
+void test_waits_tell_what_they_were() {
+    Bell bell;
+    bell.ring();
+    const Bell::Wait none = bell.wait(0, std::chrono::microseconds(50));
+    CHECK(!none.slept);
+    CHECK(none.took == Bell::Duration(0));
+    std::atomic<bool> waits = false;
+    std::thread other([&] {
+        while (!waits) std::this_thread::yield();
+        usleep(20000);
+        bell.ring();
+    });
+    waits = true;
+    const Bell::Wait late = bell.wait(1, std::chrono::microseconds(50));
+    CHECK(late.slept);
+    CHECK(late.took > std::chrono::milliseconds(1));
+    other.join();
+}
+
+using Milliseconds = std::chrono::milliseconds;
+
+// Runs of `threads` whose caller waits for so many of 10 ms, from `from` to `to`; how many of them were of all threads.
+int runs_together(PayingThreads& paying, int threads, Milliseconds from, Milliseconds to, int waited) {
+    int together = 0;
+    for (Milliseconds now = from; now < to; now += Milliseconds(10)) {
+        if (paying.choice(now) == 1) continue;
+        CHECK(paying.choice(now) == threads);
+        paying.take(now + Milliseconds(10), Milliseconds(10), Milliseconds(waited));
+        ++together;
+    }
+    return together;
+}
+
+// The caller computes alone where n times the rest of a run is less than the run, and for longer each time.
+void test_threads_that_do_not_pay() {
+    const Milliseconds second{1000};
+    PayingThreads pair(2);
+    CHECK(runs_together(pair, 2, {}, second, 4) == 100);
+    PayingThreads late(2);
+    CHECK(runs_together(late, 2, {}, second, 6) == 5);  // at 0, 60, 170, 380 and 790 ms
+    PayingThreads four(4);
+    CHECK(runs_together(four, 4, {}, second, 7) == 100);
+    CHECK(runs_together(four, 4, second, 2 * second, 8) < 20);
+}
+
+// Once they pay again, the next rest is a short one.
+void test_threads_that_pay_again() {
+    PayingThreads pair(2);
+    runs_together(pair, 2, {}, Milliseconds(10000), 9);
+    CHECK(runs_together(pair, 2, Milliseconds(20000), Milliseconds(22000), 0) == 200);
+    CHECK(runs_together(pair, 2, Milliseconds(22000), Milliseconds(23000), 10) >= 5);
+}
+
+// A short run proves nothing, nor does a pause among many.
+void test_a_hiccup_is_forgiven() {
+    PayingThreads pair(2);
+    pair.take(Milliseconds(1), Milliseconds(1), Milliseconds(1));
+    CHECK(pair.choice(Milliseconds(1)) == 2);
+    CHECK(runs_together(pair, 2, {}, Milliseconds(100), 1) == 10);
+    pair.take(Milliseconds(110), Milliseconds(10), Milliseconds(10));
+    CHECK(pair.choice(Milliseconds(110)) == 2);
+}
 
 void test_every_thread_runs_once(ThreadPool& pool) {
     std::vector<std::atomic<int>> calls(static_cast<std::size_t>(pool.size()));
@@ -160,6 +253,37 @@ void test_floating_point_is_the_default_inside(ThreadPool& pool) {
     }
 }
 
+// With a helper that is always late, the caller soon runs alone; the same results come of it, and failures arrive.
+void test_runs_as_pays() {
+    ThreadPool pool(3);
+    int alone = 0;
+    for (int round = 0; round < 400 && alone < 20; ++round) {
+        std::vector<std::atomic<int>> done(100);
+        std::atomic<int> calls = 0;
+        pool.run_as_pays([&](int thread) {
+            ++calls;
+            if (thread == 0) alone += pool.size() == 1;
+            if (thread != 0) usleep(3000);
+            pool.divide(thread, 100, [&](std::int64_t part) { ++done[static_cast<std::size_t>(part)]; });
+            pool.barrier();
+            CHECK(done[99] == 1);
+        });
+        CHECK(calls == 1 || calls == 3);
+        CHECK(pool.size() == 3);
+        check_counts(done, 100, 1);
+        if (round % 10 == 0) test_parts_are_divided(pool);  // of all threads, whatever pays
+    }
+    CHECK(alone == 20);
+    std::string message;
+    try {
+        pool.run_as_pays([&](int) { throw std::runtime_error("alone"); });
+    } catch (const std::runtime_error& error) {
+        message = error.what();
+    }
+    CHECK(message == "alone");
+    test_barriers_hold(pool, 10);
+}
+
 // The child has the pool's memory but not its threads. It ends without unwinding: the parent's objects are the parent's.
 void test_forks(ThreadPool& pool) {
     for (int round = 0; round < 3; ++round) {
@@ -247,6 +371,11 @@ void test_several_pools() {
 }  // namespace
 
 void test_thread_pool() {
+    test_bells_are_heard();
+    test_waits_tell_what_they_were();
+    test_threads_that_do_not_pay();
+    test_threads_that_pay_again();
+    test_a_hiccup_is_forgiven();
     for (const int threads : {1, 2, 5}) {
         std::printf("threads: %d\n", threads);
         std::fflush(stdout);
@@ -262,6 +391,7 @@ void test_thread_pool() {
         test_floating_point_is_the_default_inside(pool);
         test_forks(pool);
     }
+    test_runs_as_pays();
     test_several_pools();
     test_destruction_in_a_child();
     ThreadPool unused(4);

@@ -109,7 +109,7 @@ void Decoder::append(const std::int32_t* given, int count, float* logits, int wa
             const int before = std::max(0, (count - wanted) - done);  // of this pass, without logits
             const int here = std::max(0, size - before);
             float* out = logits + static_cast<std::size_t>(std::max(0, done - (count - wanted))) * spec_.vocabulary;
-            pool_.run([&](int thread) { run({size, size <= few_tokens, thread, nullptr}, tokens.data() + done, out, here); });
+            pool_.run_as_pays([&](int thread) { run({size, size <= few_tokens, thread, nullptr}, tokens.data() + done, out, here); });
             position_ += size;
         }
     } catch (...) {

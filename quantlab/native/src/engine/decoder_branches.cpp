@@ -80,7 +80,7 @@ void Decoder::append_to_branches(const std::int32_t* given, const std::int32_t* 
         while (done < count) {
             const int size = std::min(pass_tokens, count - done);
             float* out = logits + static_cast<std::size_t>(done) * spec_.vocabulary;
-            pool_.run([&](int thread) {
+            pool_.run_as_pays([&](int thread) {
                 run({size, size <= few_tokens, thread, branches.data() + done}, tokens.data() + done, out, size);
             });
             for (const int end = done + size; done < end; ++done) ++branches_[branches[done]].position;

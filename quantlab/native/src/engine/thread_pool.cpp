@@ -1,8 +1,11 @@
-// The pool's threads, and how they wait: first spinning, then letting others have the core, then asleep.
+// The pool's threads, how long they spin before they sleep, and the units of work that they take from each other.
 #include "thread_pool.h"
 
 #include "../threads.h"
+#include "bell.h"
+#include "paying_threads.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -28,55 +31,26 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-void relax() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
-// How long a waiting thread keeps its core to itself, and how long it is awake. One that waits for longer at a barrier
-// waits for a thread that has lost its core: asleep, it leaves its own core to that thread.
-constexpr auto spinning = std::chrono::microseconds(20);
-constexpr auto awake_at_barrier = std::chrono::milliseconds(1);
+// How long a thread spins at a barrier at the most, and between runs: so long its core is its own. One that waits for
+// longer at a barrier waits for a thread that has lost its core.
+constexpr auto most_spinning = std::chrono::microseconds(100);
+constexpr auto least_spinning = std::chrono::microseconds(2);
 constexpr auto awake_between_runs = std::chrono::microseconds(70);
 
-// Returns once `word` is not `value`.
-void wait_for_change(const std::atomic<std::uint32_t>& word, std::uint32_t value, bool may_spin,
-                     Clock::duration awake) {
-    constexpr int spins_a_look = 64;  // at the clock, of 10 to 40 ns each
-    for (int i = 0; may_spin && i < spins_a_look; ++i) {
-        if (word.load(std::memory_order_acquire) != value) {
-            return;
-        }
-        relax();
-    }
-    const Clock::time_point start = Clock::now();
-    for (;;) {
-        const Clock::duration waited = Clock::now() - start;
-        if (waited > awake) {
-            word.wait(value, std::memory_order_acquire);
-            return;
-        }
-        for (int i = 0; i < spins_a_look; ++i) {
-            if (word.load(std::memory_order_acquire) != value) {
-                return;
-            }
-            if (may_spin && waited < spinning) {
-                relax();
-            } else {
-                std::this_thread::yield();
-            }
-        }
-    }
-}
+// A thread's waiting in the run that it is in. Spinning in vain is answered by spinning for half as long: threads that
+// share a core would keep each other from it.
+struct Waiting {
+    Bell::Duration patience{0}, waited{0};
 
-// A system call only if a thread sleeps on the word.
-void change(std::atomic<std::uint32_t>& word) {
-    word.fetch_add(1, std::memory_order_release);
-    word.notify_all();
-}
+    void at(Bell& bell, std::uint32_t heard) {
+        const Bell::Wait wait = bell.wait(heard, patience);
+        waited += wait.took;
+        if (patience == Bell::Duration(0)) return;
+        patience = std::clamp<Bell::Duration>(wait.slept ? patience / 2 : patience * 2, least_spinning, most_spinning);
+    }
+};
+
+thread_local Waiting waiting;
 
 int available_processors() {
 #if defined(__linux__)
@@ -134,12 +108,14 @@ public:
                 break;
             }
         }
-        size_ = static_cast<int>(others_.size()) + 1;
+        all_ = static_cast<int>(others_.size()) + 1;
+        size_ = all_;
+        paying_ = PayingThreads(all_);
     }
 
     ~Crew() {
         stopping_ = true;
-        change(runs_);
+        runs_.ring();
         for (std::thread& other : others_) {
             other.join();
         }
@@ -149,22 +125,24 @@ public:
     Crew& operator=(const Crew&) = delete;
 
     bool is_of_this_process() const { return process_ == process(); }
-    int size() const { return size_; }
+    int size() const { return size_.load(std::memory_order_relaxed); }
 
-    void run(const std::function<void(int)>& task) {
+    void run(const std::function<void(int)>& task, bool as_pays) {
         const std::lock_guard lock(one_run_);
         task_ = &task;
         failure_ = nullptr;
         failed_.store(false, std::memory_order_relaxed);
-        arrived_.store(0, std::memory_order_relaxed);
-        busy_.store(size_ - 1, std::memory_order_relaxed);
-        const std::uint32_t done = done_.load(std::memory_order_relaxed);
-        if (size_ > 1) {
-            change(runs_);
-        }
-        call(0);
-        if (size_ > 1) {
-            wait_for_change(done_, done, may_spin_, awake_at_barrier);
+        if (all_ == 1) {
+            call(0);
+        } else {
+            const Clock::time_point start = Clock::now();
+            if (as_pays && paying_.choice(start.time_since_epoch()) == 1) {
+                run_alone();
+            } else {
+                run_together();
+                const Clock::time_point end = Clock::now();
+                if (as_pays) paying_.take(end.time_since_epoch(), end - start, waiting.waited);
+            }
         }
         if (failure_) {
             number_divisions_alike();
@@ -174,15 +152,16 @@ public:
 
     // A failed thread comes to no more barriers: it counts as a meeting of all, and those who look later see failed_.
     void barrier() {
-        const std::uint32_t meeting = meetings_.load(std::memory_order_acquire);
+        if (size() == 1) return;
+        const std::uint32_t meeting = meetings_.rings();
         if (failed_.load(std::memory_order_relaxed)) {
             throw OtherThreadFailed();
         }
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size()) {
             arrived_.store(0, std::memory_order_relaxed);
-                change(meetings_);
+            meetings_.ring();
         } else {
-            wait_for_change(meetings_, meeting, may_spin_, awake_at_barrier);
+            waiting.at(meetings_, meeting);
             if (failed_.load(std::memory_order_relaxed)) {
                 throw OtherThreadFailed();
             }
@@ -192,8 +171,9 @@ public:
     std::uint32_t next_division(int thread) { return ++shares_[static_cast<std::size_t>(thread)].divisions; }
 
     int take_unit(int thread, std::uint32_t division, int units) {
-        for (int i = 0; i < size_; ++i) {
-            const int owner = (thread + i) % size_;
+        const int threads = size();
+        for (int i = 0; i < threads; ++i) {
+            const int owner = (thread + i) % threads;
             const int unit = take_unit_of(owner, i == 0, division, units);
             if (unit >= 0) {
                 return unit;
@@ -224,8 +204,8 @@ private:
                 return -1;  // the owner has come further: nothing of this division is left
             }
             if (ahead < 0) {
-                first = static_cast<std::uint32_t>(std::int64_t{units} * owner / size_);
-                end = static_cast<std::uint32_t>(std::int64_t{units} * (owner + 1) / size_);
+                first = static_cast<std::uint32_t>(std::int64_t{units} * owner / size());
+                end = static_cast<std::uint32_t>(std::int64_t{units} * (owner + 1) / size());
             } else if (first == end) {
                 return -1;
             }
@@ -240,7 +220,7 @@ private:
         }
     }
 
-    // After a failure, which threads meet at different places.
+    // After a failure, which threads meet at different places, and after runs that others had no part in.
     void number_divisions_alike() {
         std::uint32_t most = shares_[0].divisions;
         for (const Share& share : shares_) {
@@ -253,45 +233,41 @@ private:
         }
     }
 
-    int take_part_of(int owner, bool first, std::uint32_t division, int parts) {
-        std::atomic<std::uint64_t>& left = shares_[static_cast<std::size_t>(owner)].left;
-        const std::uint64_t mark = std::uint64_t{division} << 32;
-        std::uint64_t seen = left.load(std::memory_order_relaxed);
-        for (;;) {
-            std::uint64_t begin = seen >> 16 & 0xffff, end = seen & 0xffff;
-            if (seen >> 32 != division) {
-                if (static_cast<std::int32_t>(static_cast<std::uint32_t>(seen >> 32) - division) > 0) {
-                    return -1;  // the owner is beyond this division: nothing of it is left
-                }
-                begin = static_cast<std::uint64_t>(parts) * static_cast<std::uint64_t>(owner) / static_cast<std::uint64_t>(size_);
-                end = static_cast<std::uint64_t>(parts) * static_cast<std::uint64_t>(owner + 1) / static_cast<std::uint64_t>(size_);
-            }
-            if (begin == end) {
-                return -1;
-            }
-            const std::uint64_t part = first ? begin : end - 1;
-            const std::uint64_t rest = first ? (begin + 1) << 16 | end : begin << 16 | (end - 1);
-            if (left.compare_exchange_weak(seen, mark | rest, std::memory_order_relaxed)) {
-                return static_cast<int>(part);
-            }
-        }
+    void run_together() {
+        if (ran_alone_) number_divisions_alike();
+        ran_alone_ = false;
+        arrived_.store(0, std::memory_order_relaxed);
+        busy_.store(all_ - 1, std::memory_order_relaxed);
+        const std::uint32_t done = done_.rings();
+        runs_.ring();
+        call(0);
+        waiting.at(done_, done);
+    }
+
+    void run_alone() {
+        ran_alone_ = true;
+        size_.store(1, std::memory_order_relaxed);
+        call(0);
+        size_.store(all_, std::memory_order_relaxed);
     }
 
     void work(int thread) {
+        const Bell::Duration awake = may_spin_ ? awake_between_runs : Bell::Duration(0);
         for (std::uint32_t run = 0;; ++run) {
-            wait_for_change(runs_, run, may_spin_, awake_between_runs);
+            runs_.wait(run, awake);
             if (stopping_) {
                 return;
             }
             call(thread);
             if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-                change(done_);
+                done_.ring();
             }
         }
     }
 
     void call(int thread) {
         const DefaultFloatingPoint guard;
+        waiting = {may_spin_ ? most_spinning : Bell::Duration(0), Bell::Duration(0)};
         try {
             (*task_)(thread);
         } catch (const OtherThreadFailed&) {  // the other's exception is the one to report
@@ -305,15 +281,18 @@ private:
         if (!failure_) {
             failure_ = std::move(failure);
             failed_.store(true, std::memory_order_relaxed);
-            change(meetings_);
+            meetings_.ring();
         }
     }
 
     const std::int64_t process_;
     const bool may_spin_;
-    int size_ = 1;
+    int all_ = 1;
+    std::atomic<int> size_ = 1;  // that run a task: all_, or 1 in a run of the caller alone
     std::vector<std::thread> others_;
     std::vector<Share> shares_;
+    PayingThreads paying_{1};
+    bool ran_alone_ = false;
     std::mutex one_run_;
     std::mutex one_failure_;
 
@@ -321,10 +300,7 @@ private:
     std::exception_ptr failure_;
     bool stopping_ = false;
 
-    // Each in a cache line of its own: threads that spin on one do not slow those that write another.
-    alignas(64) std::atomic<std::uint32_t> runs_ = 0;
-    alignas(64) std::atomic<std::uint32_t> done_ = 0;
-    alignas(64) std::atomic<std::uint32_t> meetings_ = 0;
+    Bell runs_, done_, meetings_;
     alignas(64) std::atomic<int> busy_ = 0;
     alignas(64) std::atomic<int> arrived_ = 0;
     std::atomic<bool> failed_ = false;
@@ -351,7 +327,7 @@ int ThreadPool::take_unit(int thread, std::uint32_t division, int units) {
 }
 
 // Several of a child's threads may come here at once: the first one's crew is everyone's.
-void ThreadPool::call_on_all(const std::function<void(int)>& task) {
+void ThreadPool::call_on_all(const std::function<void(int)>& task, bool as_pays) {
     Crew* crew = crew_.load(std::memory_order_acquire);
     if (!crew->is_of_this_process()) {
         auto ours = std::make_unique<Crew>(crew->size());  // never more threads than callers have counted on
@@ -359,7 +335,7 @@ void ThreadPool::call_on_all(const std::function<void(int)>& task) {
             crew = ours.release();
         }
     }
-    crew->run(task);
+    crew->run(task, as_pays);
 }
 
 }  // namespace quantlab::engine

@@ -7,7 +7,7 @@
 
 namespace quantlab::engine {
 
-// Between runs the other threads spin for some 50 microseconds and then sleep, so that an idle engine costs nothing.
+// Between runs the other threads spin for some 70 microseconds and then sleep, so that an idle engine costs nothing.
 //
 // run() may be called from any thread, one call at a time (a second waits), never from inside a task. After a fork the
 // child's pool starts threads of its own when it first runs. No thread of a pool handles signals.
@@ -19,7 +19,8 @@ public:
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;
 
-    // How many threads a task runs on. Changes only in run(), in a forked child that the system refuses threads.
+    // How many threads a task runs on: inside one of run_as_pays() that may be 1. Else it changes only in a forked child
+    // that the system refuses threads, when that first runs.
     int size() const;
 
     // Calls task(thread) for thread = 0 .. size() - 1, all at the same time, and returns when all are done. Floating
@@ -29,7 +30,14 @@ public:
     // one later, are unwound by an exception of their own.
     template <typename Task>
     void run(Task&& task) {
-        call_on_all(std::ref(task));
+        call_on_all(std::ref(task), false);
+    }
+
+    // As run(), but on the caller alone, size() being 1 then, at times when threads wait for each other more than they
+    // compute, because their cores have other work. For tasks that do the same on any number of threads.
+    template <typename Task>
+    void run_as_pays(Task&& task) {
+        call_on_all(std::ref(task), true);
     }
 
     // Inside a task: waits until all threads are here. What any of them wrote before is seen by all after it.
@@ -53,7 +61,7 @@ public:
 private:
     class Crew;
 
-    void call_on_all(const std::function<void(int)>& task);
+    void call_on_all(const std::function<void(int)>& task, bool as_pays);
     // Of parts taken at a time: places in a share have 16 bits.
     static constexpr std::int64_t most_units = 65535;
 
