@@ -106,8 +106,8 @@ class ChatWork:
         if not wanted or documents is None:
             return
         chosen = wanted if isinstance(wanted, Retrieval) else Retrieval()
-        self.messages, self.sources = documents.put_before(
-            self.messages, chosen.passages, chosen.method, room, self.service.host
+        self.messages[-1], self.sources = documents.put_before(
+            self.messages[-1], chosen.passages, chosen.method, room, self.service.host
         )
 
 

@@ -27,28 +27,28 @@ class Documents:
     method: str
 
     def put_before(
-        self, messages: list[Message], passages: int | None, method: str | None, room: int, host: ModelHost
-    ) -> tuple[list[Message], list[dict[str, Any]]]:
-        """The messages with passages before the last question, and these, by number from 1.
+        self, message: Message, passages: int | None, method: str | None, room: int, host: ModelHost
+    ) -> tuple[Message, list[dict[str, Any]]]:
+        """The last message, a question, with passages before it, and these, by number from 1.
 
         Args:
             room: tokens of the whole conversation.
 
         Raises:
-            ApiError: 400, the last message is no question.
+            ApiError: 400, the message is no question.
             InputError: the search fails, or the room holds no passage.
         """
-        *before, last = messages
-        if last["role"] != "user" or not last["content"].strip():
+        asked = message["content"]
+        if message["role"] != "user" or not asked.strip():
             raise ApiError(400, "retrieval: the last message must be the user's question", field="messages")
-        found = self.index.search(last["content"], passages or self.passages, method=method or self.method)
+        found = self.index.search(asked, passages or self.passages, method=method or self.method)
         given = [GivenSource(passage.cited, passage.text) for passage in found]
-        question, kept = with_sources(last["content"], given, room // PASSAGE_SHARE, host.tokenizer)
+        question, kept = with_sources(asked, given, room // PASSAGE_SHARE, host.tokenizer)
         shown = [
             {"number": number, "source": source.source, "text": source.text, "score": passage.score}
             for number, (source, passage) in enumerate(zip(kept, found, strict=False), 1)
         ]
-        return [*before, {"role": "user", "content": question}], shown
+        return {"role": "user", "content": question}, shown
 
 
 def open_documents(uri: str, passages: int, method: str, note: Callable[[str], None]) -> Documents:

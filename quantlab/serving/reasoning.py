@@ -22,6 +22,7 @@ class ReasoningSplit:
     def __init__(self, *, is_inside: bool) -> None:
         self._state = "inside" if is_inside else "before"
         self._held = ""
+        self._has_reasoned = False
 
     def add(self, piece: str) -> tuple[str, str]:
         """What is certain now, of the reasoning and of the answer."""
@@ -43,11 +44,13 @@ class ReasoningSplit:
     def _begin(self) -> None:
         text = self._held.lstrip()
         if text.startswith(OPEN):
-            self._state, self._held = "inside", text.removeprefix(OPEN).lstrip()
+            self._state, self._held = "inside", text.removeprefix(OPEN)
         elif not OPEN.startswith(text):
             self._state = "after"
 
     def _inside(self) -> str:
+        if not self._has_reasoned:
+            self._held = self._held.lstrip()
         reasoning, found, answer = self._held.partition(CLOSE)
         if found:
             self._state, self._held = "between", answer
@@ -57,6 +60,7 @@ class ReasoningSplit:
             if reasoning.endswith(CLOSE[:size]):
                 keep = len(reasoning[:-size].rstrip())
         self._held = reasoning[keep:]
+        self._has_reasoned = self._has_reasoned or keep > 0
         return reasoning[:keep]
 
     def _after(self) -> str:
