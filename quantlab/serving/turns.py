@@ -138,7 +138,8 @@ class Turns:
         with self._changed:
             if self._is_stopping:
                 raise stopping()
-            if len(self._waiting) >= self._most_waiting:
+            # Where none runs, the first that waits is about to.
+            if len(self._waiting) + self.is_running > self._most_waiting:
                 seconds = max(1, math.ceil(self._mean * (len(self._waiting) + 1)))
                 raise ApiError(
                     429,

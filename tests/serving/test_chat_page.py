@@ -6,6 +6,8 @@ import base64
 import hashlib
 import re
 
+import pytest
+
 from quantlab.serving.chat_page import chat_page
 
 
@@ -43,6 +45,32 @@ def test_every_script_is_strict_and_none_makes_html_of_text() -> None:
     assert all(script.startswith('\n"use strict";\n') for script in scripts)
     for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "DOMParser", "eval(", "new Function"):
         assert way not in document
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb (WCAG 2.2)."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_texts_stand_out_from_what_is_behind_them(scheme: int) -> None:
+    """4.5 to 1 for texts and 3 to 1 for the edges of fields, as WCAG 2.2 asks of level AA."""
+    schemes = re.findall(r":root \{(.*?)\}", chat_page().content.decode(), flags=re.DOTALL)
+    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", schemes[scheme]))
+    for text in ("text", "dim", "link"):
+        for behind in ("page", "raised"):
+            assert contrast(colours[text], colours[behind]) >= 4.5, (text, behind)
+    for text, behind in (("text", "hover"), ("fault", "fault-back"), ("on-accent", "accent")):
+        assert contrast(colours[text], colours[behind]) >= 4.5, (text, behind)
+    assert contrast(colours["field-line"], colours["page"]) >= 3
+    assert contrast(colours["accent"], colours["page"]) >= 3
 
 
 def test_what_labels_and_descriptions_point_at_is_there() -> None:

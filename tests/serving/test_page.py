@@ -319,3 +319,42 @@ def test_a_phone_sees_all_of_it(browser: Any, server: ScriptedServer) -> None:
     frame = chat.page.locator("#conversation")
     assert frame.evaluate("frame => frame.scrollWidth - frame.clientWidth") == 0
     chat.close()
+
+
+def test_the_keyboard_reaches_everything(chat: PageDriver) -> None:
+    """In the order of the page, from the link that skips to the field; a dialog keeps the focus and gives it back."""
+    set_fields(chat, system="Be brief.")
+    chat.server.replies.append(said("```\ncode\n```\n\n[a](https://x.org)"))
+    chat.ask_and_wait("Hello")
+    chat.page.focus(".skip")
+    focused = "(({id, className, localName}) => id || className || localName)(document.activeElement)"
+    order = []
+    for _ in range(13):
+        chat.page.keyboard.press("Tab")
+        order.append(chat.page.evaluate(focused))
+    assert order == [
+        *("open-chats", "new-chat", "open-settings", "conversation", "system-shown"),
+        *("quiet edit", "quiet copy", "quiet copy-code", "pre", "a", "quiet copy", "quiet retry", "question"),
+    ]
+    chat.page.focus("#open-settings")
+    chat.page.keyboard.press("Enter")
+    for _ in range(12):
+        chat.page.keyboard.press("Tab")
+        assert chat.page.evaluate(
+            "document.querySelector('#settings').matches(':focus-within') || !document.hasFocus()"
+        )
+    chat.page.keyboard.press("Escape")
+    expect(chat.page.locator("#open-settings")).to_be_focused()
+
+
+def test_a_screen_reader_hears_paragraphs(chat: PageDriver) -> None:
+    """Each once, when it is whole."""
+    release = threading.Event()
+    pieces = ["First ", "one.\n\nSec", "ond one.\n\nTh", "ird"]
+    chat.server.replies.append(Reply([chunk(piece) for piece in pieces], hold=release))
+    chat.ask("Hello")
+    spoken = chat.page.locator("#spoken p")
+    expect(spoken).to_have_text(["First one."])
+    release.set()
+    chat.wait()
+    assert spoken.all_inner_texts() == ["First one.", "Second one.", "Third"]

@@ -86,6 +86,22 @@ def test_turns_come_in_order_and_the_queue_has_an_end(make_turns) -> None:
     assert order == ["a", "b", "c", "e"]
 
 
+def test_without_a_queue_one_request_runs(make_turns) -> None:
+    """A queue of 0 refuses those that would have to wait, not all."""
+    turns, order = make_turns(0), []
+
+    async def test(loop: asyncio.AbstractEventLoop) -> None:
+        first = Gate(order, "a")
+        running = turns.ask(first, loop)
+        with pytest.raises(ApiError):
+            turns.ask(Gate(order, "b"), loop)
+        first.let.set()
+        assert (await end_of(running)).value == "a"
+
+    run(test)
+    assert order == ["a"]
+
+
 def test_who_has_gone_costs_no_turn(make_turns) -> None:
     """A turn that waits is taken out of the queue at once, one that runs ends at its next look."""
     turns, order = make_turns(), []

@@ -51,6 +51,9 @@
     byId("send").disabled = byId("question").value.trim() === "";
     document.body.classList.toggle("busy", isBusy);
     document.title = chat.messages.length ? `${chatsDialog.titleOf(chat)} - quantlab` : "quantlab";
+    byId("system-shown").hidden = !chat.system;
+    byId("system-shown").textContent = `System prompt: ${chat.system}`;
+    views.forEach(({ node }, at) => node.classList.toggle("left-out", at < chat.leftOut));
     byId("keys").textContent = isTouch() ? "" : "Enter sends, Shift+Enter begins a new line";
   }
 
@@ -128,14 +131,20 @@
   async function mend(message) {
     if (message.failure.kind === "key") {
       if (!(await askForKey(message.failure.text))) return;
-    } else leaveOutOldest();
-    retry(message);
+    } else if (!leaveOutOldest()) {
+      notify("The last message alone is too long for the model: shorten it.");
+      return;
+    }
+    if (message.content) goOn(message);
+    else retry(message);
   }
 
-  /** As `quantlab chat` does: half of the questions, so that this is not needed again at once. */
+  /** As `quantlab chat` does: half of the questions, so that this is not needed again at once. False: there is but one. */
   function leaveOutOldest() {
     const starts = chat.messages.flatMap(({ role }, at) => (role === "user" && at >= chat.leftOut ? [at] : []));
-    chat.leftOut = starts[Math.ceil((starts.length - 1) / 2)] ?? chat.leftOut;
+    if (starts.length < 2) return false;
+    chat.leftOut = starts[Math.ceil((starts.length - 1) / 2)];
+    return true;
   }
 
   /** Have the last question answered. */
@@ -149,7 +158,7 @@
   async function fill(message, request) {
     const asked = chat;
     asked.messages.push(message);
-    const view = showTurn(message, (block) => say(block.textContent));
+    const view = showTurn(message, (block) => say(block.textContent)); // a countdown's first words, too
     let saved = performance.now();
     const onPiece = () => {
       if (performance.now() - saved < SAVE_EVERY) return;
@@ -249,6 +258,7 @@
       settings = { ...settings, ...numbers, system };
       if (!kept.saveSettings(settings)) notify("The browser keeps no settings: they last as long as this page.");
       if (!asking) save(chat);
+      showState();
     });
   }
 
@@ -264,6 +274,9 @@
       return;
     }
     showModels();
+    const told = await server.properties(kept.key());
+    settingsDialog.showDefaults(told.default_generation_settings);
+    byId("base-model").hidden = told.chat_template !== "";
   }
 
   function showModels() {
@@ -288,6 +301,7 @@
     const text = field.value;
     field.value = "";
     fitHeight(field);
+    if (!isTouch()) field.focus(); // the button that was pressed disappears
     ask(chat.messages.length, text);
   });
   byId("question").addEventListener("keydown", (event) => {
@@ -304,7 +318,8 @@
     byId("question").focus();
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !event.defaultPrevented && !document.querySelector("dialog[open]")) stop();
+    const isOurs = !event.defaultPrevented && !event.isComposing && !document.querySelector("dialog[open]");
+    if (event.key === "Escape" && isOurs) stop();
   });
   byId("turns").addEventListener("click", ({ target }) => {
     const pressed = target.closest(".copy-code");
@@ -316,6 +331,7 @@
   byId("new-chat").addEventListener("click", () => showOther(kept.newChat()));
   byId("open-chats").addEventListener("click", openChats);
   byId("open-settings").addEventListener("click", openSettings);
+  byId("system-shown").addEventListener("click", openSettings);
   byId("export").addEventListener("click", exportChat);
   byId("import").addEventListener("click", () => byId("import-file").click());
   byId("import-file").addEventListener("change", ({ target }) => {

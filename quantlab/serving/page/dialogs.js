@@ -17,6 +17,14 @@ const settingsDialog = (() => {
     for (const [id, name] of Object.entries(NUMBERS)) byId(id).value = settings[name] ?? "";
   }
 
+  /** Say what an empty field stands for; `defaults` are a server's own words for it. */
+  function showDefaults(defaults) {
+    const fields = { temperature: "temperature", "max-tokens": "n_predict", "top-p": "top_p", "top-k": "top_k", "min-p": "min_p" };
+    for (const [id, name] of Object.entries(fields)) {
+      if (Number.isFinite(defaults?.[name])) byId(id).placeholder = defaults[name];
+    }
+  }
+
   /** Show the dialog; `onSave(system, numbers)` hears of what was saved. */
   function open(system, settings, onSave) {
     const dialog = byId("settings");
@@ -30,7 +38,7 @@ const settingsDialog = (() => {
     dialog.showModal();
   }
 
-  return { open };
+  return { open, showDefaults };
 })();
 
 const chatsDialog = (() => {

@@ -8,6 +8,7 @@
 const markdown = (() => {
   const DEEPEST = 12; // lists and quotes within each other; deeper ones are paragraphs
   const SHALLOWEST_HEADING = 3; // the page and its turns have their own above it
+  const DIRECTED = new Set(["p", "h3", "h4", "h5", "h6", "ul", "ol", "th", "td"]);
   const lineOf = blockLines;
 
   /**
@@ -46,6 +47,7 @@ const markdown = (() => {
   function element(name, className = "") {
     const made = document.createElement(name);
     if (className) made.className = className;
+    if (DIRECTED.has(name)) made.dir = "auto"; // as its own script runs
     return made;
   }
 

@@ -17,10 +17,19 @@ const server = (() => {
 
   /** {id, hasIndex} of each model that answers; `key` may be "". */
   async function models(key) {
-    const answer = await readJson(await call("/v1/models", { key }));
+    const answer = await readJson(await call("v1/models", { key }));
     const listed = (Array.isArray(answer?.data) ? answer.data : []).filter((model) => typeof model?.id === "string");
     const talking = listed.filter((model) => model.engine); // a model for embeddings has none
     return (talking.length ? talking : listed).map(({ id, has_index: hasIndex }) => ({ id, hasIndex: hasIndex === true }));
+  }
+
+  /** What the server tells of itself, as llama.cpp's does; an empty object if it tells nothing. */
+  async function properties(key) {
+    try {
+      return (await readJson(await call("props", { key }))) ?? {};
+    } catch {
+      return {}; // the page does without
+    }
   }
 
   /**
@@ -30,7 +39,7 @@ const server = (() => {
    */
   async function* answer(request, key, signal) {
     const body = JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } });
-    const response = await call("/v1/chat/completions", { key, body, signal });
+    const response = await call("v1/chat/completions", { key, body, signal });
     let isWhole = false;
     try {
       for await (const { data } of serverEvents(response.body)) {
@@ -82,7 +91,7 @@ const server = (() => {
     return value.map((item) => ({ source: textOf(item?.source) || "unnamed", text: textOf(item?.text) }));
   }
 
-  /** A response with a good status. */
+  /** A response with a good status; `path` is from the page's own on, wherever a proxy has put that. */
   async function call(path, { key, body, signal }) {
     const headers = {};
     if (body !== undefined) headers["Content-Type"] = "application/json";
@@ -95,7 +104,7 @@ const server = (() => {
       if (signal?.aborted) throw stopped();
       throw new Failure("unreachable", `The server at ${location.host} does not answer. Is it still running?`);
     }
-    if (!response.ok) throw await refusal(response);
+    if (!response.ok) throw await refusal(response, key);
     return response;
   }
 
@@ -107,11 +116,11 @@ const server = (() => {
     }
   }
 
-  async function refusal(response) {
+  async function refusal(response, key) {
     const body = await readJson(response);
     const said = messageOf(body);
     const status = response.status;
-    if (status === 401) return new Failure("key", said || "This server asks for a key.");
+    if (status === 401) return new Failure("key", key ? "The server does not know this key." : "This server asks for a key.");
     const seconds = retryAfter(response.headers.get("Retry-After"));
     if (status === 429) return new Failure("busy", "The server is busy with other requests.", seconds ?? 5);
     if (status === 503) return new Failure("unavailable", sentence(said || "The server is not ready."), seconds);
@@ -138,5 +147,5 @@ const server = (() => {
     return /[.!?]$/.test(begun) ? begun : `${begun}.`;
   }
 
-  return { models, answer };
+  return { models, properties, answer };
 })();

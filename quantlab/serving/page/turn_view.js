@@ -23,7 +23,9 @@ class QuestionView {
     const row = make("div", "turn-actions");
     this.editButton = button("quiet edit", "Edit", () => this.edit());
     row.append(this.editButton, copyButton(this.message, this.actions));
-    this.node.replaceChildren(make("h2", "hidden", "You"), make("div", "said", this.message.content), row);
+    const said = make("div", "said", this.message.content);
+    said.dir = "auto";
+    this.node.replaceChildren(make("h2", "hidden", "You"), said, row);
   }
 
   edit() {
@@ -62,6 +64,7 @@ class AnswerView {
   constructor(message, actions, onBlock) {
     this.message = message;
     this.actions = actions;
+    this.onBlock = onBlock;
     this.node = make("article", "turn answer");
     this.reasoning = null; // made when there is some
     this.body = make("div", "markdown");
@@ -161,6 +164,7 @@ class AnswerView {
     const shown = make("p", "", text);
     node.append(shown, button("plain again", "Try now", now), button("plain", "Cancel", never));
     this.end.replaceChildren(node);
+    this.onBlock(shown);
     return shown;
   }
 
@@ -171,7 +175,7 @@ class AnswerView {
 
 function remarkOn(message) {
   if (message.end === "stopped") return message.content ? "Stopped." : "Stopped before the first word.";
-  if (message.end === "length") return "The answer was cut at its most tokens.";
+  if (message.end === "length") return "Cut: the answer has as many tokens as it may have.";
   if (message.end === "open") return "Not answered yet.";
   if (message.end === "left") return "The page was closed before the answer was complete.";
   if (message.end === "stop" && !message.content) return "The model ended its answer without a word.";
