@@ -50,6 +50,8 @@ class Index:
         check_search(k, method)
         _check_query(query)
         count = min(max(CANDIDATES, 10 * k), self.store.chunks())
+        if not count:  # nothing has been committed yet
+            return []
         rankings = {
             "vector": self.store.nearest(self._vector(query), count) if method != "keyword" else [],
             "keyword": self.store.matching(query, count) if method != "vector" else [],

@@ -112,6 +112,7 @@ class Store:
 
     def finish(self) -> None:
         """Bring the keywords up to date, join what many commits left, and note that nothing is missing."""
+        self._call(partial(_index_words, self._table))  # a process may have been killed between table and index
         self._tag()
         self._call(lambda: self._table.optimize(cleanup_older_than=KEPT))
         self._tag()
@@ -169,8 +170,6 @@ def create_store(uri: str, settings: Settings) -> Store:
     Raises:
         InputError: it cannot be written.
     """
-    from lancedb.index import FTS
-
     database = _database(uri)
     schema = _schema(settings)
     if TABLE in _tables(uri, database):
@@ -181,8 +180,16 @@ def create_store(uri: str, settings: Settings) -> Store:
             table = _told(uri, lambda: database.create_table(TABLE, schema=schema))
     else:
         table = _told(uri, lambda: database.create_table(TABLE, schema=schema))
-    _told(uri, lambda: table.create_index("text", config=FTS()))
+    _told(uri, lambda: _index_words(table))
     return Store(uri, table)
+
+
+def _index_words(table: Any) -> None:
+    """Have an index of words, without which a search by them reads every chunk."""
+    from lancedb.index import FTS
+
+    if not table.list_indices():
+        table.create_index("text", config=FTS())
 
 
 def _database(uri: str) -> Any:

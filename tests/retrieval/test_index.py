@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import lancedb
 import pytest
 from tiny_embedder import DIMENSION, TinyEmbedder
 
 import quantlab
 from quantlab.errors import InputError
-from quantlab.retrieval import indexing
+from quantlab.retrieval import indexing, store
 from quantlab.retrieval.embedding import PROBE
 from quantlab.retrieval.indexing import IndexReport
 from quantlab.retrieval.store import open_store
@@ -135,6 +136,42 @@ def test_an_interrupted_run_leaves_an_index_and_the_next_goes_on(docs, out, monk
     assert done(report) == (3, 2, 1, 0)
     assert opened.complete  # an open index sees what is new
     assert len(opened.search("rye harbour lamp")) == 3
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def test_killed_between_any_two_steps(docs, out, monkeypatch):
+    """What is there can be searched, or is no index yet; the next run makes it whole, its index of words too."""
+    monkeypatch.setattr(indexing, "CHUNKS_A_COMMIT", 1)
+    step = store._told
+    last, whole = 0, False
+    while not whole:
+        last, steps, place = last + 1, 0, out / str(last)
+
+        def told(uri, action, last=last):
+            nonlocal steps
+            steps += 1
+            if steps == last:
+                raise Killed
+            return step(uri, action)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_told", told)
+            try:
+                index(docs, place)
+                whole = True
+            except Killed:
+                pass
+        if open_store(str(place)) is not None:
+            for method in ("hybrid", "vector", "keyword"):
+                assert len(found(place, "velm rye lamp", method)) <= 3
+        assert done(index(docs, place))[0] == 3
+        assert sorted(found(place, "velm rye lamp", "keyword")) == sorted(FACTS)
+        assert quantlab.open_index(place).complete
+        assert lancedb.connect(place).open_table("chunks").list_indices()
+    assert last > 10
 
 
 def test_progress_comes_to_its_end(docs, out):
