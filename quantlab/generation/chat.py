@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,7 +12,6 @@ from quantlab.generation.conversation import Conversation, Request
 from quantlab.generation.drafters import DRAFT_TOKENS, check_speculation
 from quantlab.generation.engine import Engine, OnChunk
 from quantlab.generation.generator import Timings, complete
-from quantlab.generation.prompt_cache import common_prefix
 from quantlab.generation.prompts import Message
 from quantlab.generation.sampling import SamplingParams
 
@@ -184,7 +182,6 @@ class Chat:
 
         asked = len(request.token_ids)
         try:
-            read = self._read(request.token_ids, on_reading)
             completion = complete(
                 self.engine,
                 self.conversation.layout.tokenizer,
@@ -196,6 +193,8 @@ class Chat:
                 speculation=self._speculation,
                 draft_model=self._draft_model,
                 draft_tokens=self._draft_tokens,
+                reading_chunk=READING_CHUNK,
+                on_reading=on_reading,
             )
         except KeyboardInterrupt:
             text = "".join(pieces)
@@ -203,25 +202,12 @@ class Chat:
             answer = Answer(text, "stopped", request.dropped, params.seed, None)
         else:
             text, drawn = completion.text, list(completion.token_ids)
-            timings = completion.timings if read is None else _with_reading(completion.timings, *read)
-            answer = Answer(text, completion.finish_reason, request.dropped, params.seed, timings)
+            answer = Answer(text, completion.finish_reason, request.dropped, params.seed, completion.timings)
         if text or answer.timings is not None:
             self.conversation.answered(request, text, drawn)
             self.engine.keep()
         self._count(answer, asked, len(drawn))
         return answer
-
-    def _read(self, token_ids: list[int], on_reading: OnChunk | None) -> tuple[int, float] | None:
-        """Compute all but the last token of a long request, heeding Ctrl-C more often than `complete` would.
-
-        Returns:
-            How many tokens were cached before, and the seconds that it took; None for a short request.
-        """
-        if len(token_ids) - common_prefix(self.engine.tokens, token_ids) <= READING_CHUNK:
-            return None
-        started = time.perf_counter()
-        cached = self.engine.prefill(token_ids[:-1], READING_CHUNK, on_reading)
-        return cached, time.perf_counter() - started
 
     def _count(self, answer: Answer, asked: int, drawn: int) -> None:
         self.last = answer
@@ -230,10 +216,3 @@ class Chat:
         self._prompt_tokens += asked
         self._cached_tokens += answer.timings.cached_tokens if answer.timings is not None else 0
         self._generated_tokens += drawn
-
-
-def _with_reading(timings: Timings, cached: int, seconds: float) -> Timings:
-    """Timings of a completion whose prompt had been read in part before, in so many seconds."""
-    rest = timings.prompt_tokens - timings.cached_tokens
-    speed = (timings.prompt_tokens - cached) / (seconds + rest / timings.prefill_tokens_per_second)
-    return replace(timings, cached_tokens=cached, prefill_tokens_per_second=speed)

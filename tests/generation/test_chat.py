@@ -189,7 +189,7 @@ def test_a_long_request_is_read_in_steps(llama_model: Path, tokenizer: Tokenizer
         assert chat.ask("ship " * 25, None, pressed).text == ""
         assert engine.position == 20
         answer = chat.ask("ship " * 25, None, lambda done, total: steps.append((done, total)))
-    left = size - 20 - 1  # the last token is computed with when the first one is drawn
+    left = size - 20
     assert steps == [(min(done, left), left) for done in range(20, left + 20, 20)]
     assert answer.timings is not None
     assert (answer.text, answer.timings.cached_tokens, answer.timings.prompt_tokens) == (whole, 20, size)
@@ -205,6 +205,25 @@ def test_counts_are_sums(chat: Chat) -> None:
     assert stats.cached_tokens == sum(one.cached_tokens for one in timings)
     assert stats.generated_tokens == sum(one.generated_tokens for one in timings)
     assert stats.seed == 6
+
+
+def test_a_request_is_kept_once(llama_model: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """However many parts it was read in: behind it, and behind its answer."""
+    kept: list[int] = []
+
+    class Counted(PromptCache):
+        def save(self, engine: NativeEngine) -> None:
+            kept.append(engine.position)
+            super().save(engine)
+
+    engine = load_engine(llama_model, threads=1, context=CONTEXT)
+    engine.prompt_cache = Counted(tmp_path)
+    chat = Chat(engine, chat_layout(None, tokenizer), params=PARAMS, max_tokens=12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quantlab.generation.chat.READING_CHUNK", 20)
+        answer = chat.ask("ship " * 25)
+    assert answer.timings is not None
+    assert kept == [answer.timings.prompt_tokens, engine.position]
 
 
 def test_another_process_goes_on_where_this_one_stopped(
