@@ -182,13 +182,17 @@ def load_conversation(session: ChatSession, file: Path) -> None:
     """Go on with the conversation in a file, and with its parameters where it has some.
 
     Raises:
-        InputError: it holds none.
+        InputError: it holds none, or parameters that are not this model's; nothing has changed.
     """
+    from quantlab.errors import InputError
     from quantlab.generation.conversation_file import read_conversation
 
     saved, chat = read_conversation(file), session.chat
+    try:
+        chat.params = saved.params or chat.params
+    except InputError as error:  # biases of another model's tokens
+        raise InputError(f"{file}: its sampling parameters are for another model: {error}") from None
     chat.load(saved.system, saved.messages)
-    chat.params = saved.params or chat.params
     chat.max_tokens = saved.max_tokens or chat.max_tokens
     session.file = file
     session.view.note(f"[{_messages(len(saved.messages))} from {file}]")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -45,8 +45,13 @@ def _by_terminal(session: ChatSession, terminal: Terminal, first: str | None) ->
             message = message or _asked(session, terminal)
             if message is None:
                 return
-            with terminal.quiet(), _one_ctrl_c():
-                _handle(session, message)
+            with terminal.quiet(), _one_ctrl_c() as presses:
+                try:
+                    _handle(session, message)
+                except KeyboardInterrupt:  # of a search, a file, what comes before an answer or behind it
+                    if presses() >= LEAVING_PRESSES:
+                        raise
+                    session.view.note("[stopped]")
         except InputError as error:
             session.view.note(str(error))
         message = None
@@ -76,8 +81,11 @@ def _handle(session: ChatSession, message: str) -> None:
 
 
 @contextmanager
-def _one_ctrl_c() -> Iterator[None]:
-    """While an answer comes, let the first Ctrl-C stop it. A second one was meant for the same; the third leaves."""
+def _one_ctrl_c() -> Iterator[Callable[[], int]]:
+    """While an answer comes, let the first Ctrl-C stop it. A second one was meant for the same; the third leaves.
+
+    Yields how many there were.
+    """
     previous, presses = signal.getsignal(signal.SIGINT), 0
 
     def heed(number: int, frame: FrameType | None) -> None:
@@ -87,10 +95,10 @@ def _one_ctrl_c() -> Iterator[None]:
             previous(number, frame)
 
     if not callable(previous):  # ignored, by whoever started us
-        yield
+        yield lambda: presses
         return
     signal.signal(signal.SIGINT, heed)
     try:
-        yield
+        yield lambda: presses
     finally:
         signal.signal(signal.SIGINT, previous)

@@ -6,6 +6,7 @@ import sys
 import termios
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
@@ -114,10 +115,16 @@ def _read_history(readline: ModuleType | None, file: Path) -> None:
     if readline is None:
         raise InputError("--history: lines are not edited here (output elsewhere, or no readline): leave it out")
     try:
-        if file.exists():
-            readline.read_history_file(file)
+        file.touch()  # what cannot be written at the end is refused now
+        with file.open("rb") as opened:
+            lines = sum(1 for _ in islice(opened, HISTORY_LINES + 1))
+        if lines > HISTORY_LINES:
+            raise InputError(
+                f"{file}: has more than {HISTORY_LINES} lines, so it is no history of ours; name another file"
+            )
+        readline.read_history_file(file)
     except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
+        raise InputError(f"{file}: cannot be read and written: {error.strerror}") from None
 
 
 def _write_history(readline: ModuleType | None, file: Path) -> None:

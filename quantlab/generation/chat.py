@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,7 +14,7 @@ from quantlab.generation.drafters import DRAFT_TOKENS, check_speculation
 from quantlab.generation.engine import Engine, OnChunk
 from quantlab.generation.generator import Timings, complete
 from quantlab.generation.prompts import Message
-from quantlab.generation.sampling import SamplingParams
+from quantlab.generation.sampling import Sampler, SamplingParams
 
 SEEDS = 1 << 64
 READING_CHUNK = 128  # tokens of a request that are computed before Ctrl-C is heeded: seconds, with a large model
@@ -57,7 +58,7 @@ class Chat:
 
     Attributes:
         conversation: what has been said.
-        params: how tokens are drawn; may be replaced between answers.
+        params: how tokens are drawn; may be replaced between answers. InputError if the model cannot draw so.
         last: the last answer.
 
     Args:
@@ -88,7 +89,8 @@ class Chat:
         draft_tokens: int = DRAFT_TOKENS,
     ) -> None:
         check_speculation(speculation, draft_tokens, has_draft_model=draft_model is not None)
-        self.engine, self.params = engine, params or SamplingParams()
+        self.engine = engine
+        self.params = params or SamplingParams()
         self._speculation, self._draft_model, self._draft_tokens = speculation, draft_model, draft_tokens
         self._stop = (*layout.stop, *stop)
         self.conversation = Conversation(layout, engine.context, system=system, on_overflow=on_overflow)
@@ -96,6 +98,16 @@ class Chat:
         self.last: Answer | None = None
         self._retries = 0
         self._answers = self._stopped = self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
+
+    @property
+    def params(self) -> SamplingParams:
+        """How tokens are drawn."""
+        return self._params
+
+    @params.setter
+    def params(self, params: SamplingParams) -> None:
+        Sampler(params, self.engine.vocabulary)  # its checks
+        self._params = params
 
     @property
     def max_tokens(self) -> int:
@@ -205,7 +217,8 @@ class Chat:
             answer = Answer(text, completion.finish_reason, request.dropped, params.seed, completion.timings)
         if text or answer.timings is not None:
             self.conversation.answered(request, text, drawn)
-            self.engine.keep()
+            with contextlib.suppress(KeyboardInterrupt):  # the answer is there; what is not kept is computed again
+                self.engine.keep()
         self._count(answer, asked, len(drawn))
         return answer
 

@@ -107,6 +107,8 @@ def _params(value: object, path: Path) -> SamplingParams | None:
         raise InputError(f"{path}: {error}") from None
     except (ValueError, TypeError):
         raise InputError(f"{path}: sampling holds what is no number") from None
+    except OverflowError:
+        raise InputError(f"{path}: sampling holds a number beyond all bounds") from None
 
 
 def _parameter(name: str, value: Any) -> Any:  # Any: unchecked JSON

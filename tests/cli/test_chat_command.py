@@ -184,6 +184,15 @@ def test_a_conversation_goes_on_from_a_file(talk: Talk, llama_model: Path, tmp_p
         assert begun.out + went_on.out == "".join(whole)
 
 
+def test_parameters_for_another_model(run: Run, refusal: Callable[..., str], llama_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "talk.json"
+    file.write_text('{"messages": [], "sampling": {"logit_bias": {"512": 1}}}')
+    found = run("chat", llama_model, "--load", file)
+    assert found.status == 2
+    assert "talk.json: its sampling parameters are for another model: logit bias: token id 512 is outside" in found.err
+    assert "logit bias: token id 600 is outside" in refusal("chat", llama_model, "--logit-bias", "600=1")
+
+
 def test_a_file_of_others(talk: Talk, tmp_path: Path) -> None:
     file = tmp_path / "talk.json"
     file.write_text('{"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]}')

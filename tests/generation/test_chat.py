@@ -207,6 +207,26 @@ def test_counts_are_sums(chat: Chat) -> None:
     assert stats.seed == 6
 
 
+def test_ctrl_c_behind_an_answer_keeps_it(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it goes to the prompt cache: nothing of it is lost but that."""
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat.engine, "keep", interrupted)
+    answer = chat.ask("Hi")
+    assert answer.finish_reason != "stopped"
+    assert chat.last is answer
+    assert [message["role"] for message in chat.conversation.messages] == ["user", "assistant"]
+
+
+def test_parameters_of_another_model_are_refused_at_once(chat: Chat) -> None:
+    before = chat.params
+    with pytest.raises(InputError, match="token id 512 is outside"):
+        chat.params = replace(PARAMS, logit_bias={512: 1.0})
+    assert chat.params is before
+
+
 def test_a_request_is_kept_once(llama_model: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     """However many parts it was read in: behind it, and behind its answer."""
     kept: list[int] = []

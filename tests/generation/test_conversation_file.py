@@ -72,6 +72,8 @@ SAMPLING = '{"messages": [], "sampling": %s}'
         (SAMPLING % "3", "sampling is no object"),
         (SAMPLING % '{"heat": 3}', "sampling has unknown parameters: heat"),
         (SAMPLING % '{"temperature": "hot"}', "sampling holds what is no number"),
+        (SAMPLING % f'{{"temperature": 1{"0" * 400}}}', "sampling holds a number beyond all bounds"),
+        (SAMPLING % f'{{"logit_bias": {{"5": 1{"0" * 400}}}}}', "sampling holds a number beyond all bounds"),
         (SAMPLING % '{"temperature": true}', "sampling holds what is no number"),
         (SAMPLING % '{"top_k": 1.5}', "sampling holds what is no number"),
         (SAMPLING % '{"logit_bias": [3]}', "sampling holds what is no number"),
