@@ -26,7 +26,7 @@ from quantlab.cli.generation_options import (
     opened_prompt_cache,
     sampling_params,
 )
-from quantlab.cli.options import Config, Engine, Model, Threads
+from quantlab.cli.options import Activations, Config, Engine, Model, Threads
 from quantlab.cli.passage_search import METHOD, PASSAGES, IndexPlace, PassageCount, SearchMethod
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ def serve(
     num_draft_tokens: DraftTokens = 15,
     prompt_cache: PromptCacheFolder = None,
     prompt_cache_size: PromptCacheSize = "1GB",
+    kv: Annotated[str, typer.Option("--kv", help="Elements of the cache: f16, f32 or q8_0 (native engine).")] = "f16",
+    activations: Activations = "int8",
     engine: Engine = "auto",
     threads: Threads = None,
     config: Config = None,
@@ -126,6 +128,8 @@ def serve(
         engine=engine,
         threads=threads,
         context=context,
+        kv=kv,
+        activations=activations,
         chat_template=None if chat_template is None else read_template(chat_template),
         prompt_cache=opened_prompt_cache(prompt_cache, prompt_cache_size),
         speculation=speculation,

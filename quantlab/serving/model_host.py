@@ -146,6 +146,7 @@ class ModelHost:
             threads=settings.threads,
             context=settings.context,
             kv=settings.kv,
+            activations=settings.activations,
             prompt_cache=settings.prompt_cache,
         )
         if settings.draft_model is not None:

@@ -31,6 +31,7 @@ class ModelSettings:
     threads: int | None = None
     context: int | None = None
     kv: str = "f16"
+    activations: str = "int8"
     chat_template: str | None = None
     prompt_cache: PromptCache | None = None
     speculation: str = "auto"
