@@ -98,6 +98,7 @@ def evaluated_outside(arguments: argparse.Namespace) -> dict[str, Any]:
             "model": arguments.model.resolve().name,
             "base_url": f"http://127.0.0.1:{server.port}/v1/completions",
             "tokenizer": str(arguments.model),
+            "add_bos_token": True,  # token ids are taken as they are, and a text begins with the start token
             "num_concurrent": arguments.concurrent,
             "max_length": server_context(server.port),
         }

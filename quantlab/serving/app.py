@@ -19,29 +19,48 @@ from starlette.types import ASGIApp
 
 from quantlab.serving.api_error import ApiError
 from quantlab.serving.chat_endpoint import chat_completions
+from quantlab.serving.chat_request import ChatRequest
 from quantlab.serving.completion_endpoint import completions
+from quantlab.serving.completion_request import CompletionRequest
+from quantlab.serving.description import description
 from quantlab.serving.embedding_endpoint import embeddings
+from quantlab.serving.embeddings import EmbeddingRequest
+from quantlab.serving.fields import RequestFields
 from quantlab.serving.guards import Guards
 from quantlab.serving.information import health, metrics, models, page, properties
 from quantlab.serving.request_log import RequestLog, notes_of
 from quantlab.serving.service import Service
-from quantlab.serving.vocabulary_endpoints import apply_template, detokenize, tokenize
+from quantlab.serving.vocabulary_endpoints import (
+    DetokenizeRequest,
+    TemplateRequest,
+    TokenizeRequest,
+    apply_template,
+    detokenize,
+    tokenize,
+)
 
 logger = logging.getLogger(__name__)
 Endpoint = Callable[[Request, Service], Awaitable[ASGIApp]]
 
-ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
-    ("GET", "/", page),
-    ("GET", "/health", health),
-    ("GET", "/metrics", metrics),
-    ("GET", "/v1/models", models),
-    ("GET", "/props", properties),
-    ("POST", "/v1/chat/completions", chat_completions),
-    ("POST", "/v1/completions", completions),
-    ("POST", "/v1/embeddings", embeddings),
-    ("POST", "/tokenize", tokenize),
-    ("POST", "/detokenize", detokenize),
-    ("POST", "/apply-template", apply_template),
+
+async def describe(request: Request, service: Service) -> JSONResponse:
+    """What paths and fields there are."""
+    return JSONResponse(description(ROUTES, has_key=service.settings.api_key is not None))
+
+
+ROUTES: tuple[tuple[str, str, Endpoint, type[RequestFields] | None], ...] = (
+    ("GET", "/", page, None),
+    ("GET", "/health", health, None),
+    ("GET", "/metrics", metrics, None),
+    ("GET", "/openapi.json", describe, None),
+    ("GET", "/props", properties, None),
+    ("GET", "/v1/models", models, None),
+    ("POST", "/v1/chat/completions", chat_completions, ChatRequest),
+    ("POST", "/v1/completions", completions, CompletionRequest),
+    ("POST", "/v1/embeddings", embeddings, EmbeddingRequest),
+    ("POST", "/tokenize", tokenize, TokenizeRequest),
+    ("POST", "/detokenize", detokenize, DetokenizeRequest),
+    ("POST", "/apply-template", apply_template, TemplateRequest),
 )
 
 
@@ -58,7 +77,7 @@ def make_app(service: Service, write: Callable[[str], None] | None = None) -> St
         origins = [settings.cors_origin]
         middleware.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))
     middleware += [Middleware(ExceptionMiddleware, handlers=handlers), Middleware(Guards, settings=settings)]
-    routes = [Route(path, _bound(endpoint, path, service), methods=[method]) for method, path, endpoint in ROUTES]
+    routes = [Route(path, _bound(endpoint, path, service), methods=[method]) for method, path, endpoint, _ in ROUTES]
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -15,6 +15,7 @@ from quantlab.serving.grammar_fields import chosen_grammar
 from quantlab.serving.sampling_fields import SamplingFields
 
 MOST_TOP_LOGPROBS = 20
+MOST_MESSAGES = 4096
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -29,7 +30,7 @@ class ChatMessage(RequestFields):
     """A message of the conversation."""
 
     role: str
-    content: str | list[ContentPart] | None = None
+    content: str | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
     tool_calls: list[Any] | None = None
 
     def written(self, place: str) -> Message:
@@ -52,6 +53,9 @@ class ChatMessage(RequestFields):
                 raise ApiError(400, f"{field}: a part of type {part.type[:40]!r}; only text is read", field=field)
             texts.append(part.text)
         return {"role": ROLES[self.role], "content": "\n".join(texts)}
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
 
 
 class SchemaHolder(RequestFields):
@@ -78,7 +82,7 @@ class Retrieval(RequestFields):
 class ChatRequest(SamplingFields):
     """See OpenAI's reference for what it shares with it, and docs/serving.md for the rest."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Messages
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None

@@ -21,7 +21,7 @@ NonEmpty = Annotated[str, Field(min_length=1)]
 class EmbeddingRequest(RequestFields):
     """OpenAI's; token ids are another model's and cannot be read here."""
 
-    input: NonEmpty | Annotated[list[NonEmpty], Field(min_length=1, max_length=MOST_TEXTS)]
+    input: NonEmpty | Annotated[list[NonEmpty], Field(min_length=1, max_length=MOST_TEXTS, fail_fast=True)]
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None

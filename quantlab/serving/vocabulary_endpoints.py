@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from quantlab.errors import InputError
 from quantlab.serving.api_error import ApiError
 from quantlab.serving.chat_endpoint import chat_text
-from quantlab.serving.chat_request import ChatMessage, written_messages
+from quantlab.serving.chat_request import Messages, written_messages
 from quantlab.serving.fields import RequestFields, read_fields
 from quantlab.serving.request_body import read_json_body
 from quantlab.serving.service import Service
@@ -28,22 +28,23 @@ class TokenizeRequest(RequestFields):
 class DetokenizeRequest(RequestFields):
     """Token ids."""
 
-    tokens: list[int]
+    tokens: Annotated[list[int], Field(fail_fast=True)]
 
 
 class TemplateRequest(RequestFields):
     """A conversation."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Messages
 
 
 async def tokenize(request: Request, service: Service) -> Response:
-    """Token ids of a text.
+    """Token ids of a text that the context may hold: the tokenizer lets nothing else run meanwhile.
 
     Raises:
         ApiError: it is refused.
     """
     asked = read_fields(TokenizeRequest, await read_json_body(request, service.settings.max_body))
+    service.host.check_text(asked.content)
     try:
         ids = service.host.tokenizer.encode(asked.content, add_special_tokens=asked.add_special)
     except InputError as error:
@@ -61,6 +62,7 @@ async def detokenize(request: Request, service: Service) -> Response:
         ApiError: it is refused.
     """
     asked = read_fields(DetokenizeRequest, await read_json_body(request, service.settings.max_body))
+    service.host.check_length(len(asked.tokens))
     try:
         ids = service.host.checked(asked.tokens)
     except InputError as error:

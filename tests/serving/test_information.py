@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 
@@ -83,3 +84,22 @@ def test_properties_tell_what_a_request_gets(start, described) -> None:
         assert found["model_alias"] == "tiny"
         reply = running.client.post("/v1/completions", {"prompt": "a", "logit_bias": {"2": -1000}}).json
         assert reply["usage"]["completion_tokens"] == 5
+
+
+def test_the_description_is_whole(running) -> None:
+    """Every reference leads somewhere, every path is there, and what it requires is what is refused."""
+    reply = running.client.get("/openapi.json").json
+    assert reply["openapi"] == "3.1.0"
+    schemas = reply["components"]["schemas"]
+    assert set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(reply))) <= set(schemas)
+    for path, operations in reply["paths"].items():
+        for method, operation in operations.items():
+            assert operation["summary"]
+            if method == "post":
+                content = operation["requestBody"]["content"]["application/json"]
+                required = schemas[content["schema"]["$ref"].rpartition("/")[2]]["required"]
+                refused = running.client.post(path, {})
+                assert refused.status == (404 if path == "/v1/embeddings" else 400)
+                assert refused.error["param"] in (*required, None)
+            else:
+                assert running.client.get(path).status == 200

@@ -75,7 +75,9 @@ HOSTILE = {
     "null": b"null",
     "text": b'"text"',
     "long": chat(messages=[{"role": "user", "content": "a" * 1_000_000}]),
-    "many": chat(messages=[{"role": "user", "content": "a"}] * 20_000),
+    "many": chat(messages=[{"role": "user", "content": "a"}] * 4000),
+    "too many": chat(messages=[{"role": "user", "content": "a"}] * 20_000),
+    "wrong ones": chat(messages=[5] * 200_000),
     "long stop": chat(stop=["a" * 501]),
     "empty stop": chat(stop=[""]),
     "strange bias": chat(logit_bias={"9999": 1}),
@@ -94,6 +96,14 @@ def test_hostile_bodies_get_400(running, name: str) -> None:
     assert reply.status == 400
     assert reply.error["type"] == "invalid_request_error"
     assert len(reply.error["message"]) < 3000
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/v1/completions"])
+def test_what_no_context_holds_is_not_even_encoded(running, path: str) -> None:
+    """A megabyte would keep the tokenizer, and all that runs beside it, for seconds."""
+    body = {"content": "a" * 1_000_000, "prompt": "a" * 1_000_000, "tokens": [5] * 100_000}
+    reply = running.client.post(path, body)
+    assert (reply.status, reply.error["code"]) == (400, "context_length_exceeded")
 
 
 def nested(depth: int) -> dict:
