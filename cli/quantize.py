@@ -61,6 +61,9 @@ def quantize(
     descent_sweeps: Annotated[
         int | None, typer.Option("--descent-sweeps", help="gptq: passes over all codes per fit.", show_default="1")
     ] = None,
+    correct_drift: Annotated[
+        bool, typer.Option(help="gptq: aim at the original layers' outputs, not at their weights alone.")
+    ] = True,
     learn_steps: Annotated[
         int, typer.Option("--learn-steps", help="learned: steps of 512 tokens that scales are trained for.")
     ] = 400,
@@ -97,6 +100,8 @@ def quantize(
     check_threads(threads)
     has_target = check_targets(context, target_bpw, max_kld)
     tuning = {"refit_rounds": refit_rounds, "descent_sweeps": descent_sweeps}
+    if not correct_drift:
+        tuning["correct_drift"] = False
     options = CalibrationOptions(
         request=request_of(calibration, calibration_samples, calibration_length, seed),
         statistics=statistics,

@@ -31,11 +31,19 @@ class BlockPass:
     Args:
         hidden: the block's inputs.
         threads: how many batches are computed at a time; the bits do not depend on it.
+        passes: how many such passes there are at a time, to share the memory for what waits.
     """
 
     def __init__(
-        self, model: StreamedModel, index: int, batches: Sequence[Batch], hidden: ActivationFile, threads: int
+        self,
+        model: StreamedModel,
+        index: int,
+        batches: Sequence[Batch],
+        hidden: ActivationFile,
+        threads: int,
+        passes: int = 1,
     ) -> None:
+        self.passes = passes
         self.model, self.index, self.batches, self.hidden, self.threads = model, index, batches, hidden, threads
         self._waiting: dict[int, PausedForward] = {}
         self._may_wait = self._affordable()
@@ -49,17 +57,19 @@ class BlockPass:
             forward.close()
         self._waiting.clear()
 
-    def statistics(self, name: str, *, full: bool) -> InputStatistics:
+    def statistics(self, name: str, *, full: bool, original: BlockPass | None = None) -> InputStatistics:
         """Of one linear weight's inputs, further on than those asked for before; `full` tells whether more than the
-        tiles of their second moment is wanted.
+        tiles of their second moment is wanted, `original` is the original model's way through the same block, from
+        which these inputs drift.
 
         Raises:
             InputError: an input is NaN or infinite.
         """
         columns = self.model.checkpoint.shape(name)[1]
         found = collection.measured(
-            name, lambda number: self._inputs(number, name), self.batches, columns, self.threads, full=full
-        )
+            name, lambda number: self.inputs(number, name), self.batches, columns, self.threads, full=full,
+            original=None if original is None else lambda number: original.inputs(number, name),
+        )  # fmt: skip
         if full:  # some hundred MB a matrix; less is sooner used again than given back and mapped anew
             heap.give_back()
         return found
@@ -74,7 +84,8 @@ class BlockPass:
         for _ in in_order(step, range(len(self.batches)), self.threads):
             pass
 
-    def _inputs(self, number: int, name: str) -> torch.Tensor:
+    def inputs(self, number: int, name: str) -> torch.Tensor:
+        """A batch's inputs of a linear weight, further on than those asked for before, [windows, length, in]."""
         forward = self._waiting.get(number)
         if forward is not None:
             return forward.until(name)
@@ -95,7 +106,7 @@ class BlockPass:
         inputs = [self.model.checkpoint.shape(name)[1] for name in self.model.linear_names(self.index)]
         widest = max(inputs, default=0) + WIDTHS * self.model.width
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else MOST_WAITING
-        left = min(MOST_WAITING, memory // SHARE_OF_MEMORY)
+        left = min(MOST_WAITING, memory // SHARE_OF_MEMORY) // self.passes
         for number, batch in enumerate(self.batches):
             left -= batch.ids.size * widest * self.model.dtype.itemsize
             if left < 0:

@@ -1,11 +1,13 @@
 """Quantize block by block with the statistics of each block's own inputs, one block in memory at a time.
 
 Statistics of a linear layer are taken with everything before it quantized already, within the block too: later layers
-make up for what earlier ones lost, and each batch goes through each block once, multiplied by quantized weights.
+make up for what earlier ones lost, and each batch goes through each block once, multiplied by quantized weights. Where
+the drift is corrected, the original's block runs beside it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +22,7 @@ from quantlab.calibration.batches import Batch, batches_of
 from quantlab.calibration.block_pass import BlockPass
 from quantlab.calibration.samples import CalibrationSamples
 from quantlab.calibration.statistics_file import StatisticsParts
-from quantlab.calibration.streamed_model import Activations, StreamedModel
+from quantlab.calibration.streamed_model import Activations, StreamedModel, TableReader
 from quantlab.calibration.vocabulary import embedding_rows, head_name, quantize_vocabulary
 from quantlab.calibration.work_folder import FinishedTensor, WorkFolder
 from quantlab.checkpoint import Checkpoint
@@ -49,6 +51,11 @@ class CalibratedMethod:
     activations: Activations = "float"
     options: Mapping[str, Any] = field(default_factory=dict)
     where: str = ""
+
+    @property
+    def needs_drift(self) -> bool:
+        """Whether the original has to run beside what is quantized."""
+        return self.needs_second_moment and bool(self.options.get("correct_drift", True))
 
     @property
     def needs_second_moment(self) -> bool:
@@ -97,6 +104,7 @@ class BlockwiseQuantizer:
         self.checkpoint, self.plan, self.method, self.work, self.statistics = checkpoint, plan, method, work, statistics
         self.batches: list[Batch] = batches_of(samples.windows, samples.length)
         self.model = StreamedModel(checkpoint, method.dtype, method.activations)
+        self.original = StreamedModel(checkpoint, method.dtype, method.activations) if method.needs_drift else None
         self._progress, self._done = progress, 0
 
     def run(self) -> Iterator[FinishedTensor]:
@@ -129,21 +137,25 @@ class BlockwiseQuantizer:
     def _embed(self, first: int) -> None:
         """Write the first block's inputs; where `first` blocks are done, only learn how blocks are called."""
         self._say("embedding")
-        start = len(self.batches) if first else 0
-        embedded = self.model.embed(self.batches, self._table, start)
+        self._write_embedded(self.model, self._table, first, original=False)
+        if self.original is not None:
+            self._write_embedded(self.original, lambda ids: embedding_rows(self.checkpoint, ids), first, original=True)
+
+    def _write_embedded(self, model: StreamedModel, table: TableReader, first: int, *, original: bool) -> None:
+        embedded = model.embed(self.batches, table, len(self.batches) if first else 0)
         if first:
             with one_thread_each():
                 for _ in embedded:
                     pass
             return
-        with self._activations(0, create=True) as hidden, one_thread_each():
-            self._check_disk(2 * hidden.nbytes)
+        with self._activations(0, create=True, original=original) as hidden, one_thread_each():
+            self._check_disk((2 if self.original is None or original else 4) * hidden.nbytes)
             for number, states in enumerate(embedded):
                 hidden.write(number, states)
             hidden.sync()
 
     def _check_disk(self, needed: int) -> None:
-        """Two blocks' activations lie on the disk at a time."""
+        """Two blocks' activations lie on the disk at a time, twice with those of the original."""
         free = shutil.disk_usage(self.work.path).free
         if needed > free:
             raise InputError(
@@ -161,34 +173,58 @@ class BlockwiseQuantizer:
         searched = quantize_weight(rows, format.name, "search", None, name=name, threads=self.method.threads)
         return searched.packed.dequantize()
 
-    def _activations(self, block: int, *, create: bool = False) -> ActivationFile:
-        path = self.work.activations(block)
+    def _activations(self, block: int, *, create: bool = False, original: bool = False) -> ActivationFile:
+        path = self.work.activations(block, original=original)
         return ActivationFile(path, self.batches, self.model.width, self.method.dtype, create=create)
 
     def _quantize_block(self, index: int) -> list[FinishedTensor]:
         quantized = [name for name in self.model.linear_names(index) if self.plan[name] is not None]
         self.model.load_block(index, without=quantized)
-        with (
-            self._activations(index) as hidden,
-            self._activations(index + 1, create=True) as outputs,
-            BlockPass(self.model, index, self.batches, hidden, self.method.threads) as block,
-        ):
-            finished = self._quantize_groups(block, collection.input_groups(self.model, index, hidden.read(0)))
+        with contextlib.ExitStack() as open_files:
+            hidden = open_files.enter_context(self._activations(index))
+            passes = 1 if self.original is None else 2
+            block = BlockPass(self.model, index, self.batches, hidden, self.method.threads, passes)
+            open_files.enter_context(block)
+            beside = (
+                None if self.original is None else open_files.enter_context(self._pass_beside(self.original, index))
+            )
+            groups = collection.input_groups(self.model, index, hidden.read(0))
+            finished = self._quantize_groups(block, beside, groups)
             self._say(self._place(index, ["outputs"], "computing"), _weights(self.checkpoint, finished))
-            block.finish(outputs)
-            outputs.sync()
-        self.model.release(self.model.block_names(index))
+            self._finish(block)
+            if beside is not None:
+                self._finish(beside, original=True)
         self.work.save(_block_step(index), finished)
         self.work.activations(index).unlink()
+        self.work.activations(index, original=True).unlink(missing_ok=True)
         return finished
 
-    def _quantize_groups(self, block: BlockPass, groups: list[list[str]]) -> list[FinishedTensor]:
+    @contextlib.contextmanager
+    def _pass_beside(self, original: StreamedModel, index: int) -> Iterator[BlockPass]:
+        """The original's way through the block."""
+        original.load_block(index)
+        with (
+            self._activations(index, original=True) as hidden,
+            BlockPass(original, index, self.batches, hidden, self.method.threads, passes=2) as block,
+        ):
+            yield block
+
+    def _finish(self, block: BlockPass, *, original: bool = False) -> None:
+        """Write the next block's inputs, and free this one."""
+        with self._activations(block.index + 1, create=True, original=original) as outputs:
+            block.finish(outputs)
+            outputs.sync()
+        block.model.release(block.model.block_names(block.index))
+
+    def _quantize_groups(
+        self, block: BlockPass, beside: BlockPass | None, groups: list[list[str]]
+    ) -> list[FinishedTensor]:
         finished: list[FinishedTensor] = []
         for group in groups:
             if not any(self.plan[name] for name in group):
                 continue
             self._say(self._place(block.index, group, "reading"), _weights(self.checkpoint, finished))
-            statistics = block.statistics(group[0], full=self.method.needs_second_moment)
+            statistics = block.statistics(group[0], full=self.method.needs_second_moment, original=beside)
             self._keep(block.index, group, statistics)
             for name in group:
                 format = self.plan[name]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -49,23 +50,30 @@ def measured(
     threads: int,
     *,
     full: bool,
+    original: Callable[[int], torch.Tensor] | None = None,
 ) -> InputStatistics:
     """The statistics of what `inputs` gives for each batch's number, [windows, length, columns].
 
     Args:
         name: what errors call the layer.
         full: the whole second moment, or its tiles.
+        original: what the original model's layer reads there; with it and `full` the drift is measured too.
 
     Raises:
         InputError: an input is NaN or infinite.
     """
     numbers = range(len(batches))
     if full:
-        total = MomentSum(columns)
+        total, drift = MomentSum(columns), None if original is None else DriftSum(columns)
         for start in range(0, len(batches), ROUND * threads):
             some = numbers[start : start + ROUND * threads]
-            total.add(list(in_order(lambda number: _counted(inputs(number), batches[number]), some, threads)), threads)
-        return _statistics(name, total.symmetric(), batches)
+            rows = list(in_order(lambda number: _counted(inputs(number), batches[number]), some, threads))
+            total.add(rows, threads)
+            if drift is not None and original is not None:
+                there = in_order(lambda number: _counted(original(number), batches[number]), some, threads)
+                drift.add(rows, list(there), threads)
+        found = _statistics(name, total.symmetric(), batches)
+        return found if drift is None else replace(found, drift=drift.mean(name, found.tokens))
     return _statistics(name, _summed(in_order(lambda n: tiles(inputs(n), batches[n]), numbers, threads)), batches)
 
 
@@ -109,6 +117,39 @@ class MomentSum:
         return self._sum
 
 
+class DriftSum:
+    """The sum of (y - x) x^T over rows x and what the original reads there, y, float32 [columns, columns].
+
+    As in `MomentSum`, bits do not depend on the number of threads.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self._sum = torch.zeros(columns, columns)
+        self._panels = [slice(start, min(start + PANEL, columns)) for start in range(0, columns, PANEL)]
+
+    @torch.inference_mode()
+    def add(self, parts: Sequence[torch.Tensor], originals: Sequence[torch.Tensor], threads: int) -> None:
+        """Add rows, float32 [tokens, columns] each."""
+
+        @torch.inference_mode()
+        def add_panel(panel: slice) -> None:
+            for rows, there in zip(parts, originals, strict=True):
+                self._sum[panel].addmm_((there[:, panel] - rows[:, panel]).T, rows)
+
+        for _ in in_order(add_panel, self._panels, threads):
+            pass
+
+    def mean(self, name: str, tokens: int) -> torch.Tensor:
+        """Over so many tokens.
+
+        Raises:
+            InputError: the original's inputs are NaN or infinite.
+        """
+        found = self._sum / tokens
+        _check_finite(name, found)
+        return found
+
+
 @torch.inference_mode()
 def tiles(inputs: torch.Tensor, batch: Batch) -> torch.Tensor:
     """The sums over counted tokens of x x^T of each 32 columns, float32 [in / 32, 32, 32], exactly symmetric; the sum
@@ -140,11 +181,15 @@ def _summed(parts: Iterator[torch.Tensor]) -> torch.Tensor:
 def _statistics(name: str, total: torch.Tensor, batches: Sequence[Batch]) -> InputStatistics:
     tokens = sum(batch.tokens for batch in batches)
     mean = total / tokens
+    _check_finite(name, mean)
+    if mean.ndim == 3:
+        return InputStatistics.of_tiles(tokens, mean)
+    return InputStatistics(tokens, mean) if mean.ndim == 1 else InputStatistics.of_second_moment(tokens, mean)
+
+
+def _check_finite(name: str, mean: torch.Tensor) -> None:
     if not all(map(math.isfinite, mean.aminmax())):
         raise InputError(
             f"{name}: its inputs are NaN or infinite on the calibration text; the model is damaged, or its activations "
             "overflow"
         )
-    if mean.ndim == 3:
-        return InputStatistics.of_tiles(tokens, mean)
-    return InputStatistics(tokens, mean) if mean.ndim == 1 else InputStatistics.of_second_moment(tokens, mean)

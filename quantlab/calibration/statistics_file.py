@@ -2,7 +2,8 @@
 
 Linear layers that read the same inputs share a tensor: `NAME.second_moment` [in, in], `NAME.tiles`
 [in / 32, 32, 32] along its diagonal, or `NAME.mean_squares` [in], with
-NAME that of the first of them. The metadata's "layers" leads from every weight to its tensor.
+NAME that of the first of them. The metadata's "layers" leads from every weight to its tensor. `NAME.drift` [in, in]
+lies beside a second moment that was taken behind quantized layers (`InputStatistics`).
 """
 
 from __future__ import annotations
@@ -98,7 +99,9 @@ class StatisticsFile:
             return None
         values = torch.from_numpy(self._values(key))
         if values.ndim == 2:
-            return InputStatistics.of_second_moment(self.tokens, values)
+            drift = _drift_of(key)
+            known = torch.from_numpy(self._values(drift)) if drift in self._file.entries else None
+            return InputStatistics.of_second_moment(self.tokens, values, known)
         if values.ndim == 3:
             return InputStatistics.of_tiles(self.tokens, values)
         return InputStatistics(self.tokens, values)
@@ -161,8 +164,11 @@ class StatisticsParts:
             if part is not None:
                 kind, values = more, part
         key = f"{weights[0]}.{kind}"
-        metadata = {"layers": json.dumps(list(weights)), "tokens": str(statistics.tokens)}
-        _write(self.folder / f"{step}-{weights[0]}.safetensors", {key: values}, metadata)
+        tensors = {key: values}
+        if statistics.drift is not None:
+            tensors[_drift_of(key)] = statistics.drift
+        metadata = {"layers": json.dumps(list(weights)), "key": key, "tokens": str(statistics.tokens)}
+        _write(self.folder / f"{step}-{weights[0]}.safetensors", tensors, metadata)
 
     def finish(self, out: Path, metadata: Mapping[str, str]) -> None:
         """Put everything into file `out`."""
@@ -170,15 +176,18 @@ class StatisticsParts:
         layers: dict[str, str] = {}
         tokens = "0"
         for part in parts:
-            (key,) = part.entries
-            layers |= dict.fromkeys(json.loads(part.metadata["layers"]), key)
+            layers |= dict.fromkeys(json.loads(part.metadata["layers"]), part.metadata["key"])
             tokens = part.metadata["tokens"]
         fields = {KIND: VERSION, **metadata, "tokens": tokens, "layers": json.dumps(layers)}
         _write(out, {key: part for part in parts for key in part.entries}, fields, replace=False)
 
 
+def _drift_of(key: str) -> str:
+    return f"{key.rpartition('.')[0]}.drift"
+
+
 def _write(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str], *, replace: bool = True) -> None:
-    """Tensors are float32 ones of torch, or open files of one tensor. Their order and everything else is fixed."""
+    """Tensors are float32 ones of torch, or open files that hold them. Their order and everything else is fixed."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
     for key, tensor in tensors.items():

@@ -57,9 +57,9 @@ class WorkFolder:
         with atomic_file(self._file(step), replace=True) as path:
             save_file({t.name: t.blocks for t in tensors}, path, metadata={"reports": json.dumps(rows)})
 
-    def activations(self, block: int) -> Path:
-        """The file of a block's inputs."""
-        return self.path / f"activations-{block:04}"
+    def activations(self, block: int, *, original: bool = False) -> Path:
+        """The file of a block's inputs, behind quantized blocks or those of the original."""
+        return self.path / f"{'original' if original else 'activations'}-{block:04}"
 
     def _file(self, step: str) -> Path:
         return self.path / f"{step}.safetensors"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from quantlab.errors import InputError
 from quantlab.formats import BlockFormat, PackedTensor, format_named
 from quantlab.formats.blocks import check_own_scales
 from quantlab.native.quantizers import SecondMoment, weighted_squares
+from quantlab.quantization.drift import undrifted
 from quantlab.quantization.gptq import damped_factor, feedback_blocks, in_fp32_range, processing_order
 from quantlab.quantization.refit import refit_blocks
 from quantlab.quantization.search import DAMPING, importance_of, search_blocks, search_by_column
@@ -25,6 +26,7 @@ METHODS: tuple[Method, ...] = ("rtn", "search", "gptq")
 
 REFIT_ROUNDS = 2
 DESCENT_SWEEPS = 1
+NO_MOMENT = "second moment not positive definite: search"
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class QuantizedWeight:
 
     `relative_error` is |W - Q| / |W| (Frobenius norms), `weighted_error` tr((W - Q) H (W - Q)^T) / tr(W H W^T) with H
     the second moment of the inputs as far as the method uses it (`rtn` its diagonal, `search` its tiles if they are
-    known) or, without statistics, the identity; both are 0 for zero denominators. `note` states a fallback, if one was
-    taken.
+    known) or, without statistics, the identity; both are 0 for zero denominators. Where drift was corrected,
+    `weighted_error` is that of the corrected weight. `note` states a fallback, if one was taken.
     """
 
     packed: PackedTensor
@@ -54,6 +56,7 @@ def quantize_weight(
     threads: int | None = None,
     refit_rounds: int = REFIT_ROUNDS,
     descent_sweeps: int = DESCENT_SWEEPS,
+    correct_drift: bool = True,
 ) -> QuantizedWeight:
     """Quantize float32 `weight` [out, in]; same arguments, same bytes, for any number of threads.
 
@@ -66,6 +69,7 @@ def quantize_weight(
         threads: the most to use, by default one a core.
         refit_rounds: of `gptq`: how often to solve for all scales of a row together, and then to improve codes.
         descent_sweeps: of `gptq`: passes of coordinate descent over the codes after each refit.
+        correct_drift: of `gptq`, where the statistics know the drift: aim at the original layer's outputs (`drift`).
 
     Raises:
         InputError: a format with one scale a tensor for a method but `rtn`, a shape that does not fit the format, NaN
@@ -89,7 +93,7 @@ def quantize_weight(
         if method == "search" and statistics is not None and not bool(statistics.diagonal.any()):
             note = "no activations seen: all columns weigh alike"
         return task.searched(note)
-    return task.with_feedback(refit_rounds, descent_sweeps)
+    return task.with_feedback(refit_rounds, descent_sweeps, correct_drift)
 
 
 @dataclass(frozen=True)
@@ -109,16 +113,23 @@ class _Task:
             return "no activations seen: search"
         return None
 
-    def with_feedback(self, rounds: int, sweeps: int) -> QuantizedWeight:
+    def with_feedback(self, rounds: int, sweeps: int, correct_drift: bool) -> QuantizedWeight:
         """Error feedback, then refits; or search, where that proves better."""
         assert self.statistics is not None
         assert self.statistics.second_moment is not None
+        if correct_drift and self.statistics.drift is not None:
+            try:
+                aimed = self._undrifted()
+            except ArithmeticError:
+                return self.searched(NO_MOMENT)
+            found = aimed.with_feedback(rounds, sweeps, correct_drift=False)
+            return replace(found, relative_error=self._distance(found.packed))
         moment = in_fp32_range(self.statistics.second_moment.detach().cpu().numpy())
         importance = importance_of(self.statistics, self.values.shape[1])
         try:
             factor, share = damped_factor(moment, processing_order(importance), self.threads)
         except ArithmeticError:
-            return self.searched("second moment not positive definite: search")
+            return self.searched(NO_MOMENT)
         blocks = feedback_blocks(self.values, self.format, factor, self.threads)
         del factor  # as large as the moment
         damping = share * float(moment.diagonal().mean(dtype=np.float64))
@@ -132,6 +143,20 @@ class _Task:
         packed = PackedTensor(torch.from_numpy(blocks), self.format)
         relative = _ratio(plain, whole_plain) ** 0.5
         return QuantizedWeight(packed, self._feedback_note(share), relative, _ratio(weighted, whole))
+
+    def _undrifted(self) -> _Task:
+        """The same with a weight that makes up for its inputs' drift."""
+        known = self.statistics
+        assert known is not None
+        assert known.second_moment is not None
+        assert known.drift is not None
+        threads = self.threads or native.default_threads()
+        aim = undrifted(torch.from_numpy(self.values), known.second_moment, known.drift, threads)
+        return replace(self, values=aim.numpy())
+
+    def _distance(self, packed: PackedTensor) -> float:
+        """|W - Q| / |W| of decoded blocks."""
+        return self.measured(packed.blocks.numpy(), None).relative_error
 
     def searched(self, note: str | None) -> QuantizedWeight:
         """The result of search with all that is known."""

@@ -20,18 +20,22 @@ class InputStatistics:
     `diagonal` is float32 [in], the mean squares E[x_i^2]. `second_moment` is float32 [in, in], E[x x^T], symmetric, or
     None where it was not kept; `gptq` needs it. `tiles`, float32 [in / 32, 32, 32], are the blocks along its diagonal,
     one for each block of a row: a thousandth of its size at 32,000 columns, and worth much to `search`. They may be
-    left out, and so may the second moment: `search` then uses the diagonal.
+    left out, and so may the second moment: `search` then uses the diagonal. `drift`, float32 [in, in], is
+    E[(y - x) x^T] with y what the original model's layer reads where this one reads x; None where nobody looked.
     """
 
     tokens: int
     diagonal: torch.Tensor
     second_moment: torch.Tensor | None = None
     tiles: torch.Tensor | None = None
+    drift: torch.Tensor | None = None
 
     @classmethod
-    def of_second_moment(cls, tokens: int, second_moment: torch.Tensor) -> InputStatistics:
+    def of_second_moment(
+        cls, tokens: int, second_moment: torch.Tensor, drift: torch.Tensor | None = None
+    ) -> InputStatistics:
         """Statistics with the diagonal taken from `second_moment`, float32 [in, in]."""
-        return cls(tokens, second_moment.diagonal().clone(), second_moment)
+        return cls(tokens, second_moment.diagonal().clone(), second_moment, drift=drift)
 
     @classmethod
     def of_tiles(cls, tokens: int, tiles: torch.Tensor) -> InputStatistics:
@@ -59,6 +63,8 @@ class InputStatistics:
         shapes: list[tuple[torch.Tensor, tuple[int, ...]]] = [(self.diagonal, (columns,))]
         if self.second_moment is not None:
             shapes.append((self.second_moment, (columns, columns)))
+        if self.drift is not None:
+            shapes.append((self.drift, (columns, columns)))
         if self.tiles is not None:
             shapes.append((self.tiles, (columns // BLOCK_SIZE, BLOCK_SIZE, BLOCK_SIZE)))
         for tensor, shape in shapes:

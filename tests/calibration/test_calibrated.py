@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
@@ -18,6 +19,7 @@ from quantlab.calibration import blockwise
 from quantlab.calibration.activations import ActivationFile
 from quantlab.calibration.fingerprint import overlap
 from quantlab.calibration.samples import CalibrationRequest, open_calibration
+from quantlab.calibration.statistics_file import StatisticsFile
 from quantlab.formats import FORMATS
 
 FAMILIES = ("llama", "gpt2", "mistral", "qwen2", "qwen3", "gpt_neox", "phi3", "gemma2", "gemma3_text")
@@ -105,6 +107,44 @@ def test_gptq_sees_every_layer_behind_its_quantized_predecessors(untied, quantiz
         assert not torch.allclose(moment.double(), original[name], rtol=1e-3, atol=1e-3 * scale)
 
 
+def hooked_inputs(model: torch.nn.Module, windows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    """By linear weight, float64 [tokens, in]."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(
+                lambda _, given, name=name: found.setdefault(f"{name}.weight", []).append(given[0][0].double())
+            )
+    with torch.inference_mode():
+        for window in windows:
+            model(input_ids=torch.tensor([window]), use_cache=False)
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def test_gptq_measures_how_far_inputs_drifted_from_the_originals(untied, quantize, request_, tmp_path):
+    path = tmp_path / "statistics.safetensors"
+    quantize(untied, tmp_path / "out", "gptq", levels=4, activations="float", statistics_out=path)
+    windows = open_calibration(open_checkpoint(untied), request_).windows
+    here, there = (hooked_inputs(load_model(folder), windows) for folder in (tmp_path / "out", untied))
+    file = StatisticsFile(path)
+    for name in here.keys() - {"lm_head.weight"}:
+        found = file.statistics(name).drift
+        expected = (there[name] - here[name]).T @ here[name] / len(here[name])
+        torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert file.statistics("lm_head.weight").drift is None
+
+
+def test_correcting_the_drift_brings_predictions_closer(untied, quantize, request_, tmp_path):
+    windows = open_calibration(open_checkpoint(untied), request_).windows
+    original = hooked_inputs(load_model(untied), windows)["lm_head.weight"]
+    lost = {}
+    for chosen in (True, False):
+        out = tmp_path / str(chosen)
+        quantize(untied, out, "gptq", levels=4, method_options={"correct_drift": chosen})
+        lost[chosen] = float((hooked_inputs(load_model(out), windows)["lm_head.weight"] - original).norm())
+    assert lost[True] < 0.95 * lost[False]
+
+
 def test_so_does_search_which_keeps_the_tiles(untied, quantize, request_, tmp_path):
     statistics = tmp_path / "statistics.safetensors"
     quantize(untied, tmp_path / "out", "search", levels=4, activations="float", statistics_out=statistics)
@@ -124,9 +164,11 @@ def test_so_does_search_which_keeps_the_tiles(untied, quantize, request_, tmp_pa
 def test_int8_activations_find_nearly_the_same_statistics(untied, method, quantize, tmp_path):
     """Those of a layer's first inputs are the same; behind it, rounding to int8 moves them by less than 5 %."""
     found = {}
+    options = {"correct_drift": False} if method == "gptq" else {}  # what follows weights that depend on the inputs
     for activations in ("float", "int8"):
         path = tmp_path / f"{activations}.safetensors"
-        quantize(untied, tmp_path / activations, method, activations=activations, statistics_out=path)
+        chosen = {"activations": activations, "statistics_out": path, "method_options": options}
+        quantize(untied, tmp_path / activations, method, **chosen)
         found[activations] = saved_statistics(path)
     first = "model.layers.0.self_attn.q_proj.weight"
     assert torch.equal(found["float"].pop(first), found["int8"].pop(first))
@@ -259,7 +301,7 @@ def test_constant_inputs_are_damped(llama_model, quantize, tmp_path):
 def test_a_disk_that_is_too_small_is_told_at_once(llama_model, quantize, monkeypatch, tmp_path):
     monkeypatch.setattr(ActivationFile, "nbytes", 10**18)
     message = refusal(quantize, llama_model, tmp_path / "out")
-    assert message.startswith(f"{tmp_path / 'out.quantizing'}: activations need 2000000000.00 GB, and the disk has ")
+    assert message.startswith(f"{tmp_path / 'out.quantizing'}: activations need 4000000000.00 GB, and the disk has ")
     assert message.endswith(" GB free; take fewer or shorter samples")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,0 +1,81 @@
+"""Weights that make up for the drift of their inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from slow_quantizers import gaussian
+
+from quantlab.quantization.drift import LEAST_DAMPING, undrifted
+from quantlab.quantization.methods import NO_MOMENT, quantize_weight
+from quantlab.quantization.statistics import InputStatistics
+
+TOKENS, COLUMNS, ROWS = 4000, 64, 600
+
+
+@pytest.fixture(scope="module")
+def inputs() -> tuple[np.ndarray, np.ndarray]:
+    """What an original layer reads and what its copy reads, float64 [tokens, columns]: a part of the difference can be
+    told from the copy's inputs, a part is noise.
+    """
+    draw = np.random.default_rng(3)
+    there = draw.normal(size=(TOKENS, COLUMNS)) * np.linspace(0.2, 3, COLUMNS)
+    mixed = there @ (np.eye(COLUMNS) + 0.03 * draw.normal(size=(COLUMNS, COLUMNS)))
+    return there, mixed + 0.05 * draw.normal(size=(TOKENS, COLUMNS))
+
+
+def known(there: np.ndarray, here: np.ndarray) -> InputStatistics:
+    moment, drift = (torch.from_numpy(part.T @ here / TOKENS).float() for part in (here, there - here))
+    return InputStatistics.of_second_moment(TOKENS, moment, drift)
+
+
+def test_it_is_the_least_squares_solution(inputs):
+    there, here = inputs
+    weight = torch.from_numpy(gaussian(ROWS, COLUMNS))
+    statistics = known(there, here)
+    found = undrifted(weight, statistics.second_moment, statistics.drift, threads=1)
+    # ridge regression of W y - W x on x, as rows under the data
+    penalty = np.sqrt(TOKENS * LEAST_DAMPING * (here**2).sum(axis=1).mean() / COLUMNS) * np.eye(COLUMNS)
+    wanted = np.vstack([(there - here) @ weight.double().numpy().T, np.zeros((COLUMNS, ROWS))])
+    change = np.linalg.lstsq(np.vstack([here, penalty]), wanted, rcond=None)[0].T
+    np.testing.assert_allclose(found.numpy(), weight.numpy() + change, rtol=1e-4, atol=1e-5)
+
+
+def test_bits_do_not_depend_on_threads_and_no_drift_changes_nothing(inputs):
+    statistics = known(*inputs)
+    weight = torch.from_numpy(gaussian(ROWS, COLUMNS))
+    moment, drift = statistics.second_moment, statistics.drift
+    assert torch.equal(undrifted(weight, moment, drift, 1), undrifted(weight, moment, drift, 3))
+    assert torch.equal(undrifted(weight, moment, torch.zeros_like(drift), 1), weight)
+
+
+@pytest.mark.parametrize("exponent", [-90, 90])
+def test_the_inputs_unit_changes_nothing(inputs, exponent):
+    there, here = inputs
+    weight = torch.from_numpy(gaussian(32, COLUMNS))
+    statistics, far = known(there, here), known(there * 2.0 ** (exponent / 2), here * 2.0 ** (exponent / 2))
+    found = undrifted(weight, far.second_moment, far.drift, 1)
+    assert torch.equal(found, undrifted(weight, statistics.second_moment, statistics.drift, 1))
+
+
+@pytest.mark.parametrize("format", ["q4_0", "q4_1"])
+def test_outputs_come_closer_to_the_originals(inputs, format):
+    there, here = inputs
+    weight = torch.from_numpy(gaussian(ROWS, COLUMNS))
+
+    def lost(**options: bool) -> float:
+        found = quantize_weight(weight, format, "gptq", known(there, here), **options)
+        decoded = found.packed.dequantize().double().numpy()
+        apart = weight.double().numpy() - decoded
+        assert found.relative_error == pytest.approx(np.linalg.norm(apart) / np.linalg.norm(weight.numpy()), rel=1e-6)
+        return float(np.square(there @ weight.double().numpy().T - here @ decoded.T).sum())
+
+    assert lost() < 0.8 * lost(correct_drift=False)
+
+
+def test_a_moment_of_no_inputs_falls_back_to_search(inputs):
+    statistics = known(*inputs)
+    moment = -statistics.second_moment
+    broken = InputStatistics(TOKENS, statistics.diagonal, moment, drift=statistics.drift)
+    assert quantize_weight(torch.from_numpy(gaussian(32, COLUMNS)), "q4_1", "gptq", broken).note == NO_MOMENT
