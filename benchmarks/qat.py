@@ -3,7 +3,8 @@
     python benchmarks/qat.py [MODEL] --data TRAIN.txt --text HELD-OUT.txt [--work DIR] [--seeds 3]
         [--formats q4_0,q4_1] [--levels 8,4] [--tables taught,alone,scales] [--tokens 250000] [--context 256]
         [--batch-size 2] [--learning-rate 1e-4] [--scales-rate 5e-3] [--model-tokens N] [--dtype float32]
-        [--trained scales,full] [--method gptq] [--temperature 2] [--device cpu] [--threads N] [--json FILE]
+        [--trained scales,full] [--method gptq] [--temperature 2]
+        [--calibration-samples 512] [--device cpu] [--threads N] [--json FILE]
 
 Three tables; every run sees the same tokens in the order that its seed draws.
 
@@ -109,6 +110,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--trained", type=_words, default=["scales", "full"], help="in the table `taught`")
     parser.add_argument("--method", default="gptq", choices=("rtn", "search", "gptq", "learned"), help="of first codes")
     parser.add_argument("--temperature", type=float, default=2.0, help="of the divergence that is trained on")
+    parser.add_argument("--calibration-samples", type=int, default=512, help="windows of 512 tokens for first codes")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--scales-rate", type=float, default=5e-3)
     parser.add_argument(
@@ -142,8 +144,9 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     )  # fmt: skip
     rates = {"full": rate, "scales": of_scales, "minimums": of_scales}
     return Settings(
-        arguments.model, arguments.data, arguments.text, rates, training, arguments.method, arguments.temperature
-    )
+        arguments.model, arguments.data, arguments.text, rates, training, arguments.method, arguments.temperature,
+        arguments.calibration_samples,
+    )  # fmt: skip
 
 
 Table = tuple[list[dict[str, Any]], list[Gate]]

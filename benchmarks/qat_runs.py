@@ -44,7 +44,8 @@ class Target:
 @dataclass(frozen=True)
 class Settings:
     """What decides every figure of a work folder; `rates` are learning rates by what is trained, `method` makes the
-    codes that a training of scales towards the original starts from, `temperature` is that of the divergence from it.
+    codes that a training of scales towards the original starts from, `temperature` is that of the divergence from it;
+    `calibration_samples` windows of the training text calibrate `method`.
     """
 
     model: Path
@@ -54,6 +55,7 @@ class Settings:
     training: FinetuneSettings
     method: str = "rtn"
     temperature: float = 1.0
+    calibration_samples: int = 128
 
     @property
     def tokens(self) -> int:
@@ -99,7 +101,7 @@ class Runs:
         """The original, quantized by `method` with windows of the training text."""
         path = self.folder / f"{self.settings.method}-{target.name}"
         if not path.exists():
-            text = None if self.settings.method == "rtn" else CalibrationRequest(text=self.settings.data)
+            text = None if self.settings.method == "rtn" else self._calibration()
             with progress(path.stem, "weights") as bar:
                 quantize_checkpoint(
                     self.settings.model, path, format=target.format, levels=target.levels, method=self.settings.method,
@@ -107,6 +109,9 @@ class Runs:
                     progress=bar,
                 )  # fmt: skip
         return path
+
+    def _calibration(self) -> CalibrationRequest:
+        return CalibrationRequest(self.settings.data, self.settings.calibration_samples)
 
     def _quantized(self, source: Path, path: Path, target: Target) -> Path:
         if not path.exists():

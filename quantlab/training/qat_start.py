@@ -19,6 +19,7 @@ from quantlab.training.tuning import Tuning
 START = "start"
 CALIBRATION = "calibration.txt"
 CALIBRATION_TOKENS = 1 << 18  # of training rows; calibration draws its windows from these
+CALIBRATION_SAMPLES = 512  # windows of up to 512 tokens: training costs far more
 
 
 def quantized_start(tuning: Tuning, settings: QatSettings) -> Checkpoint:
@@ -33,7 +34,7 @@ def quantized_start(tuning: Tuning, settings: QatSettings) -> Checkpoint:
         request = None
         if settings.method != "rtn" and sum(len(row.input_ids) for row in tuning.data.train) >= 2 * LEAST_TOKENS:
             _write_calibration(tuning)
-            request = CalibrationRequest(text=tuning.work / CALIBRATION, seed=tuning.settings.seed)
+            request = CalibrationRequest(tuning.work / CALIBRATION, CALIBRATION_SAMPLES, seed=tuning.settings.seed)
         quantize_checkpoint(
             tuning.source,
             start,
