@@ -19,7 +19,7 @@ from quantlab.serving.chat_request import ChatRequest, Retrieval, written_messag
 from quantlab.serving.event_stream import EventStream
 from quantlab.serving.fields import read_fields
 from quantlab.serving.model_host import ModelHost
-from quantlab.serving.reasoning import OPEN, marks_reasoning
+from quantlab.serving.reasoning import CLOSE, OPEN, marks_reasoning
 from quantlab.serving.request_body import read_json_body
 from quantlab.serving.request_log import RequestNotes, notes_of
 from quantlab.serving.service import Service
@@ -73,7 +73,8 @@ class ChatWork:
         self.messages = written_messages(asked.messages)
         self.sources: list[dict[str, Any]] | None = None
         self.is_inside = False
-        self.splits = asked.reasoning_format != "none" and marks_reasoning(host.layout.template, host.tokenizer)
+        self._is_marked = marks_reasoning(host.layout.template, host.tokenizer)
+        self.splits = self._is_marked and asked.reasoning_format != "none"
         self._adapter = host.adapter_of(asked.model)
         self._params = asked.params(host.settings.params)
         if asked.retrieval and service.documents is None:
@@ -87,7 +88,10 @@ class ChatWork:
         self._find_passages(host.context - min(max_tokens or host.settings.max_tokens, host.context // 4))
         text = chat_text(host, self.messages)
         host.check_text(text)
-        self.is_inside = self.splits and text.rstrip().endswith(OPEN)
+        self.is_inside = self._is_marked and text.rstrip().endswith(OPEN)
+        if grammar is not None and self.is_inside and asked.logprobs:
+            told = "logprobs: are not told where an answer of a given form follows reasoning; leave one of them out"
+            raise ApiError(400, told, field="logprobs")
         request = TextRequest(
             adapter=self._adapter,
             params=self._params,
@@ -96,6 +100,7 @@ class ChatWork:
             samples=asked.n or 1,
             grammar=grammar,
             logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
+            cue=f"{CLOSE}\n\n" if self.is_inside else None,
             is_streamed=bool(asked.stream),
         )
         tokenizer = host.layout.tokenizer

@@ -131,6 +131,11 @@ class ModelHost:
             tokens = self._grammar_tokens[tokenizer.eos] = GrammarTokens(tokenizer, self.vocabulary)
         return GrammarConstraint(tokens, grammar)
 
+    def keep(self) -> None:
+        """Write what was computed to the prompt cache, if there is one."""
+        if self._engine is not None:
+            self._engine.keep()
+
     def release(self) -> None:
         """Let the engine go; the next request loads it."""
         if self._engine is not None:

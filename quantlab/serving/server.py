@@ -69,7 +69,7 @@ def make_service(
         InputError: see `ModelHost`.
     """
     host = ModelHost(model)
-    turns = Turns(settings.queue, host.release, settings.idle_unload)
+    turns = Turns(settings.queue, host.release, settings.idle_unload, host.keep)
     metrics = Metrics()
     metrics.watch("queue_length", "Requests that wait.", lambda: turns.waiting)
     metrics.watch("running", "Requests that are worked on.", lambda: turns.is_running)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from quantlab.checkpoint import Tokenizer
+from quantlab.generation.constraints import Constraint
+from quantlab.generation.engine import Engine
 from quantlab.generation.generator import Completion, Timings, complete
 from quantlab.generation.grammars import Grammar
 from quantlab.generation.log_probabilities import TokenLogprob, prefill_with_logprobs
+from quantlab.generation.reasoned_answer import complete_reasoned
 from quantlab.generation.samples import complete_many
 from quantlab.generation.sampling import SamplingParams
 from quantlab.serving.model_host import ModelHost
@@ -35,6 +40,7 @@ class TextRequest:
 
     Attributes:
         max_tokens: None for as many as the server's default allows.
+        cue: the prompt has opened a reasoning, which this text ends; then the grammar holds for what follows.
         is_streamed: emit a `Piece` for each part of a text.
     """
 
@@ -46,6 +52,7 @@ class TextRequest:
     grammar: Grammar | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    cue: str | None = None
     is_streamed: bool = False
 
 
@@ -80,6 +87,15 @@ def write_texts(
     def on_reading(done: int, total: int) -> None:
         turn.check()
 
+    if grammar is not None and request.cue is not None:
+        return [
+            _reasoned(
+                engine, tokenizer, prompt_ids, host.constraint(grammar, tokenizer), request, request.cue, max_tokens,
+                seed=request.params.seed + number, on_text=writers[number].write if request.is_streamed else None,
+                on_token=partial(on_token, number), reading_chunk=READING_CHUNK, on_reading=on_reading,
+            )
+            for number in range(request.samples)
+        ]  # fmt: skip
     if request.samples > 1:
         return complete_many(
             engine, tokenizer, prompt_ids, request.samples, max_tokens=max_tokens, params=request.params,
@@ -95,6 +111,26 @@ def write_texts(
         on_token=lambda token, told: on_token(0, token, told), reading_chunk=READING_CHUNK, on_reading=on_reading,
     )  # fmt: skip
     return [completion]
+
+
+def _reasoned(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    prompt_ids: Sequence[int],
+    constraint: Constraint,
+    request: TextRequest,
+    cue: str,
+    max_tokens: int,
+    *,
+    seed: int,
+    **settings: Any,
+) -> Completion:
+    """Reasoning, cue and answer as one text."""
+    done = complete_reasoned(
+        engine, tokenizer, prompt_ids, constraint, cue=cue, reasoning_budget=max_tokens, max_tokens=max_tokens,
+        params=replace(request.params, seed=seed), stop=(cue.strip(), *request.stop), **settings,
+    )  # fmt: skip
+    return replace(done, text=f"{done.reasoning}{cue}{done.text}")
 
 
 def read_prompt(

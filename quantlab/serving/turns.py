@@ -98,10 +98,18 @@ class Turns:
     Args:
         most_waiting: requests that may wait beside the one that runs.
         release: called on the thread when nothing has been asked for `idle_seconds`, and after a failure.
+        settle: called on it behind every other turn, when its result is on the way.
     """
 
-    def __init__(self, most_waiting: int, release: Callable[[], None], idle_seconds: float | None = None) -> None:
-        self._most_waiting, self._release, self._idle_seconds = most_waiting, release, idle_seconds
+    def __init__(
+        self,
+        most_waiting: int,
+        release: Callable[[], None],
+        idle_seconds: float | None = None,
+        settle: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._most_waiting, self._idle_seconds = most_waiting, idle_seconds
+        self._release, self._settle = release, settle
         self._changed = threading.Condition()
         self._waiting: deque[Turn] = deque()
         self._running: Turn | None = None
@@ -181,7 +189,9 @@ class Turns:
 
     def _serve(self) -> None:
         while (turn := self._next()) is not None:
-            if not turn.run():
+            if turn.run():
+                self._settle()
+            else:
                 self._release()
             with self._changed:
                 self._running = None

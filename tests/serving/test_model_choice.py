@@ -15,6 +15,7 @@ from quantlab.adapters.peft_folder import write_peft_folder
 from quantlab.checkpoint import open_checkpoint
 from quantlab.errors import InputError
 from quantlab.generation.generate import generate
+from quantlab.generation.prompt_cache import PromptCache
 from quantlab.generation.sampling import SamplingParams
 from quantlab.serving.settings import ServerSettings
 
@@ -98,3 +99,45 @@ def test_a_model_that_has_gone_meanwhile_is_told_of(start, make_model, tmp_path:
         assert (reply.status, reply.error["code"]) == (503, "model_not_loaded")
         (model / "moved").rename(model / "model.safetensors")
         assert running.client.chat().status == 200
+
+
+def test_prompts_of_clients_in_turns_are_found_on_disk(start, described, llama_model: Path, tmp_path: Path) -> None:
+    """With a prompt cache: what another request pushed out of the engine, answers too, and after a new start."""
+    first = (
+        "The harbour of the old town lay still and the ships of the king had gone to the island of the birds in spring."
+    )
+    asked = {"prompt": first, "max_tokens": 12, "temperature": 0, "logit_bias": {"2": -1000}}
+
+    def cached(running, prompt: str | list[int]) -> int:
+        reply = running.client.post("/v1/completions", {**asked, "prompt": prompt}).json
+        return reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    with start(described(prompt_cache=PromptCache(tmp_path / "cache"))) as running:
+        encode = running.service.host.tokenizer.encode
+        reply = running.client.post("/v1/completions", {**asked, "logprobs": 0}).json
+        assert cached(running, "A" + first) < 10
+        assert cached(running, first) == len(encode(first)) - 1
+        again = running.client.post("/v1/completions", {**asked, "logprobs": 0}).json
+        assert again["choices"] == reply["choices"]
+    params = SamplingParams(temperature=0, logit_bias={2: -1000})
+    written = generate(llama_model, first, max_tokens=12, params=params, threads=1).token_ids
+    with start(described(prompt_cache=PromptCache(tmp_path / "cache"))) as running:
+        conversation = [*encode(first), *written, 5]
+        assert cached(running, conversation) == len(conversation) - 2  # all but what was drawn last, and what is new
+
+
+def test_the_torch_engine_serves_too(start, described, llama_model: Path, adapters) -> None:
+    """One sample after another; adapters it does not exchange."""
+    expected = [
+        generate(llama_model, "The sea", max_tokens=4, params=SamplingParams(seed=seed), engine="torch").text
+        for seed in (0, 1)
+    ]
+    with start(described(engine="torch")) as running:
+        assert running.client.get("/v1/models").json["data"][0]["engine"] == "torch"
+        reply = running.client.post("/v1/completions", {"prompt": "The sea", "max_tokens": 4, "n": 2}).json
+        assert [choice["text"] for choice in reply["choices"]] == expected
+    with (
+        pytest.raises(InputError, match="does not exchange adapters"),
+        start(described(engine="torch", adapters=adapters)),
+    ):
+        pass

@@ -80,8 +80,29 @@ def test_messages_and_deltas_have_reasoning_content(thinker, forced_thinker) -> 
     assert "".join(delta.get("content", "") for delta in deltas) == "yes"
     message = thinker.client.chat(**think, reasoning_format="none").json["choices"][0]["message"]
     assert message == {"role": "assistant", "content": "<think>hm, so</think>yes"}
-    message = forced_thinker.client.chat(**written("hm</think>yes")).json["choices"][0]["message"]
-    assert (message["reasoning_content"], message["content"]) == ("hm", "yes")
+
+
+def test_a_form_holds_for_the_answer_behind_reasoning(forced_thinker) -> None:
+    """Where the prompt opens it: the model reasons freely, up to the limit, and then the form binds it."""
+    asked = {"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": ["yes", "no"]}}}}
+    asked |= {"max_tokens": 12, "seed": 2, "logit_bias": {"2": -1000}}
+    free = forced_thinker.client.chat(max_tokens=12, seed=2, logit_bias={"2": -1000}).json["choices"][0]["message"]
+    whole = forced_thinker.client.chat(**asked).json
+    message = whole["choices"][0]["message"]
+    assert message["content"] in ('"yes"', '"no"')
+    assert message["reasoning_content"] == free["reasoning_content"]
+    assert whole["choices"][0]["finish_reason"] == "stop"
+    assert whole["usage"]["completion_tokens"] > 12
+    events = forced_thinker.client.chat(**asked, stream=True).events
+    deltas = [choice["delta"] for event in events for choice in event["choices"]]
+    assert "".join(delta.get("content", "") for delta in deltas) == message["content"]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == message["reasoning_content"]
+    raw = forced_thinker.client.chat(**asked, reasoning_format="none").json["choices"][0]["message"]["content"]
+    assert raw.endswith(f"</think>\n\n{message['content']}")
+    two = forced_thinker.client.chat(**asked, n=2).json["choices"]
+    assert two[0]["message"] == message
+    assert {choice["message"]["content"] for choice in two} <= {'"yes"', '"no"'}
+    assert forced_thinker.client.chat(**asked, logprobs=True).error["param"] == "logprobs"
 
 
 def test_a_model_without_marks_writes_what_it_likes(running) -> None:
