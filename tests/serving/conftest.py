@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,14 @@ class Running:
     port: int
     server: uvicorn.Server
     log: list[dict[str, Any]] = field(default_factory=list)
+
+    def last_line(self, requests: int) -> dict[str, Any]:
+        """Of the log, when so many requests have been told of; a line is written behind the last byte of an answer."""
+        end = time.monotonic() + 60
+        while len(self.log) < requests:
+            assert time.monotonic() < end
+            time.sleep(0.002)
+        return self.log[-1]
 
     @property
     def url(self) -> str:

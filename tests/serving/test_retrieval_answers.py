@@ -28,17 +28,19 @@ def informed(start, make_model, tmp_path_factory: pytest.TempPathFactory):
 
 def test_passages_stand_before_the_question(informed) -> None:
     """The best first; with the answer come their sources. The log tells texts only because it was told to."""
+    before = len(informed.log)
     reply = informed.client.chat("What does rye bread take?", retrieval=True).json
     first, second = reply["sources"]
     assert (first["number"], first["source"], first["text"]) == (1, "rye.txt, line 1", "Rye bread takes sour dough.")
     assert second["number"] == 2
     assert second["source"].startswith("harbour.txt")
     assert first["score"] > second["score"]
-    read = informed.log[-1]["messages"][-1]["content"]
+    line = informed.last_line(before + 1)
+    read = line["messages"][-1]["content"]
     assert read.startswith("Answer from the numbered sources")
     assert "[1] Rye bread takes sour dough.\n[2] The harbour of Velm" in read
     assert read.endswith("\n\nWhat does rye bread take?")
-    assert informed.log[-1]["answers"] == [reply["choices"][0]["message"]["content"]]
+    assert line["answers"] == [reply["choices"][0]["message"]["content"]]
 
 
 def test_a_stream_tells_its_sources_first(informed) -> None:
