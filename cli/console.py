@@ -108,14 +108,14 @@ def _lines(label: str, unit: str) -> Progress:
 
 
 class _Meter:
-    """Speed since the first report, which need not begin at zero (a resumed run)."""
+    """Speed since the last report of what the first one said, which need not be zero (a resumed run)."""
 
     def __init__(self) -> None:
         self._first: tuple[int, float] | None = None
 
     def speed(self, done: int) -> float:
         now = time.monotonic()
-        if self._first is None:
+        if self._first is None or done == self._first[0]:
             self._first = (done, now)
         first_done, first_time = self._first
         return (done - first_done) / (now - first_time) if now > first_time else 0.0

@@ -137,7 +137,7 @@ def evaluate_templates(
     scorer = open_scorer(model, engine, None, threads, activations=activations, adapters=adapters)
     asking = RowAsking(rows, shown, shots, role, search, manner.seed)
     writer = Writer(scorer.engine, form)
-    _check(task, rows, templates, asking, writer, manner)
+    _check(task, rows, templates, asking, writer, manner, progress)
     found: dict[str, list[_Outcome]] = {name: [] for name in templates}
     for name, template in templates.items():  # one after another: the cache keeps what its questions begin with
         for number, row in enumerate(rows):
@@ -213,8 +213,9 @@ def _check(
     asking: RowAsking,
     writer: Writer,
     manner: Manner,
+    progress: Progress | None,
 ) -> None:
-    """Refuse before the first question what cannot be asked."""
+    """Refuse before the first question what cannot be asked; passages are searched for here."""
     faults = []
     for number, row in enumerate(rows):
         for name, template in templates.items():
@@ -222,6 +223,8 @@ def _check(
                 check_room(writer, template, asking.asked(number, template), manner)
             except InputError as error:
                 faults.append(f"line {row.line}, template {name}: {error}")
+        if progress is not None:
+            progress(0, len(rows) * len(templates), f"{number + 1} of {len(rows)} questions prepared")
     if faults:
         more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
         way_out = "show fewer examples or passages, or leave such rows out"

@@ -46,6 +46,14 @@ class Outer:
     inner: tuple[Inner, ...]
 
 
+def test_speed_counts_from_where_work_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is prepared before the first unit is done is no part of it."""
+    now = iter([0.0, 50.0, 60.0, 70.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
+    meter = console._Meter()
+    assert [meter.speed(done) for done in (3, 3, 5, 7)] == [0.0, 0.0, 0.2, 0.2]
+
+
 def test_json_is_one_object_without_nan(capsys: pytest.CaptureFixture[str]) -> None:
     """Nested results become one line that a strict parser reads; NaN and infinities become null, text stays text."""
     console.print_json(Outer('na\u00efve "quoted"\n', math.nan, (Inner(math.inf), Inner(-math.inf), Inner(1.5))))

@@ -97,6 +97,15 @@ def test_recall_is_told_apart_from_accuracy(run, model, index, task):
     assert "rag: right where it was found" in out
 
 
+def test_searching_shows_progress(run, model, index, task, monkeypatch):
+    """All questions are searched for before the first is asked."""
+    monkeypatch.setattr("quantlab.cli.console.LINE_SECONDS", 0)
+    err = run("evaluate", model, "--task", task, "--template", "rag", "--index", index, "-k", 1, "-n", 2).err
+    lines = [line for line in err.splitlines() if line.startswith("evaluating: 0/4, ")]
+    assert [line.rpartition("  ")[2] for line in lines] == [f"{n} of 4 questions prepared" for n in range(1, 5)]
+    assert err.index("4 of 4 questions prepared") < err.index("evaluating: 1/4, ")
+
+
 def test_there_is_no_recall_without_sources_or_passages(run, model, index, task, tmp_path):
     bare = tmp_path / "bare.jsonl"
     bare.write_text(json.dumps(ROWS[3]))
