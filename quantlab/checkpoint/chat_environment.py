@@ -14,6 +14,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 OPEN, CLOSE = "\ufdd0", "\ufdd1"  # around what {% generation %} marks; Unicode keeps both for such private use
+# What expressions in a template may raise.
+FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 class GenerationMarks(Extension):

@@ -111,7 +111,7 @@ def _rendered(
 ) -> tuple[str, list[tuple[int, int]]]:
     from jinja2 import TemplateError
 
-    from quantlab.checkpoint.chat_environment import CLOSE, OPEN, compiled
+    from quantlab.checkpoint.chat_environment import CLOSE, FAULTS, OPEN, compiled
 
     has_marks = "endgeneration" in template
     if has_marks and any(
@@ -123,7 +123,7 @@ def _rendered(
         text = compiled(template).render(
             messages=messages, tools=tools, documents=None, add_generation_prompt=generation_prompt, **names
         )
-    except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TemplateError, *FAULTS) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{where}: the model's chat template fails on these messages: {reason}") from None
     return _without_marks(text, OPEN, CLOSE) if has_marks else (text, [])

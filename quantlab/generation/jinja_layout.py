@@ -21,8 +21,6 @@ VARIABLES = {
     "choices": "texts",
 }
 BLOCKS = ("system", "user", "answer", "then")
-# What expressions in a template may raise.
-FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class JinjaLayout:
         """
         from jinja2 import TemplateError
 
-        from quantlab.checkpoint.chat_environment import compiled
+        from quantlab.checkpoint.chat_environment import FAULTS, compiled
 
         template = compiled(self.text, strict=True)
         try:

@@ -116,6 +116,9 @@ def test_models_without_one(llama_model):
         ("{% for", "unexpected"),
         ("{{ messages[7].content.upper() }}", "has no element 7"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{% for i in range(1000000000) %}{% endfor %}", "Range too big"),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "recursion"),
     ],
 )
 def test_what_a_template_fails_on_is_one_line(llama_model, template, reason):
