@@ -22,6 +22,7 @@ from quantlab.errors import InputError
 
 MAGIC = b"QLCACHE2"
 MAX_HEADER_BYTES = 1 << 26
+MAX_TOKEN = (1 << 31) - 1
 _START = 16  # bytes of magic and length
 # What reading a file of any other content may raise.
 _FAULTS = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, InputError)
@@ -80,6 +81,8 @@ def _read_header(file: BinaryIO, identity: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("no saved cache")
     header: dict[str, Any] = json.loads(file.read(length))
     is_ours = all(header.get(key) == value for key, value in identity.items())
-    if not is_ours or header["bytes"] != size - length or not all(type(token) is int for token in header["tokens"]):
+    if not is_ours or header["bytes"] != size - length:
         raise ValueError("another cache")
+    if not all(type(token) is int and 0 <= token <= MAX_TOKEN for token in header["tokens"]):
+        raise ValueError("no tokens")
     return header

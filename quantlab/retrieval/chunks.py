@@ -128,14 +128,19 @@ def _headings(titles: Sequence[str], most: int, count: Count) -> tuple[str, int]
 
 
 def _pieces(document: Document, section: _Section, room: int, count: Count) -> tuple[list[int], list[int]]:
-    """Ends and tokens of pieces of at most `room` tokens: sentences or blocks of code, and parts of longer ones."""
+    """Ends and tokens of pieces of at most `room` tokens: sentences or blocks of code, and parts of longer ones; a
+    single character may have more.
+    """
     text, start = document.text, section.start
     ends = (code_blocks if document.kind == "code" else sentences)(text, start, section.end)
     counts = _counts(text, start, ends, count)
     for finer in chain((lines, words), repeat(_halves)):
         if max(counts) <= room:
             break
-        ends, counts = _refined(text, start, ends, counts, finer, room, count)
+        parted = _refined(text, start, ends, counts, finer, room, count)
+        if finer is _halves and parted == (ends, counts):
+            break  # single characters of more tokens than that
+        ends, counts = parted
     return ends, counts
 
 

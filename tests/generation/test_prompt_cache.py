@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ from quantlab.generation import prompt_cache
 from quantlab.generation.native_engine import NativeEngine, load_native
 from quantlab.generation.prompt_cache import PromptCache
 from quantlab.generation.sampling import SamplingParams
+from quantlab.generation.saved_cache import write_to
 
 
 def tokens(count: int, seed: int = 0) -> list[int]:
@@ -224,6 +227,23 @@ def test_a_file_in_our_name_that_is_none_of_ours(model: Path, tmp_path: Path, co
     for path in blocks(tmp_path):
         path.write_bytes(path.read_bytes()[:-1] if content is None else content)
     assert [engine_of(model, tmp_path).prefill(ids) for _ in range(3)] == [0, 64, 99]  # found and mended one by one
+
+
+@pytest.mark.parametrize("token", [1 << 40, -1, True, 2.0])
+def test_a_file_of_impossible_tokens_is_a_miss(model: Path, tmp_path: Path, token: int) -> None:
+    """Also where it looks whole."""
+    ids = tokens(100)
+    engine_of(model, tmp_path).prefill(ids)
+    for path in blocks(tmp_path):
+        with path.open("rb") as file:
+            header = json.loads(file.read(struct.unpack("<Q", file.read(16)[8:])[0]))
+            cache = np.fromfile(file, np.uint8)
+        about = {name: value for name, value in header.items() if name not in ("tokens", "bytes", "sha256")}
+        with path.open("wb") as file:
+            write_to(file, about, [*header["tokens"][:-1], token], cache)
+    engine = engine_of(model, tmp_path)
+    assert engine.prefill([*ids[:40], *ids[:40]]) == 0
+    assert np.array_equal(engine.logits(), cold_logits(model, [*ids[:40], *ids[:40]]))
 
 
 def test_other_files_stay_untouched(model: Path, tmp_path: Path) -> None:

@@ -130,6 +130,13 @@ def test_a_word_longer_than_a_chunk_is_cut():
     ]  # fmt: skip
 
 
+def test_a_character_larger_than_a_chunk_is_a_chunk():
+    """Some tokenizers make dozens of pieces of one."""
+    document = Document("wide.txt", "text", "abcd")
+    chunks = chunks_of(document, ChunkSize(16, 0), lambda texts: [20 * len(text) for text in texts])
+    assert [chunk.text for chunk in chunks] == ["a", "b", "c", "d"]
+
+
 def test_sizes():
     assert ChunkSize.of(254) == ChunkSize(254, 31)
     assert ChunkSize.of(8190) == ChunkSize(254, 31)
