@@ -48,6 +48,8 @@ class Guards:
 
     def _check_host(self, headers: Headers) -> None:
         host = headers.get("host", "")
+        if host and host == _site(self._settings.cors_origin or ""):
+            return  # of a proxy on this machine, which serves that site
         if self._is_local and host and not is_loopback(_name(host)):
             raise ApiError(403, f"Host {host[:100]!r} is not this machine; the server listens here only")
 
@@ -55,7 +57,7 @@ class Guards:
         origin = headers.get("origin")
         if origin is None or self._settings.cors_origin in (origin, "*"):
             return
-        if origin.partition("://")[2] != headers.get("host"):
+        if _site(origin) != headers.get("host"):
             raise ApiError(403, f"pages of {origin[:100]!r} may not ask here (quantlab serve --cors-origin)")
 
     def _check_key(self, headers: Headers) -> None:
@@ -67,6 +69,11 @@ class Guards:
         if not hmac.compare_digest(key.encode("utf-8", "surrogateescape"), expected.encode("utf-8")):
             told = "the API key is wrong" if key else "an API key is needed: Authorization: Bearer KEY"
             raise ApiError(401, told, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def _site(origin: str) -> str:
+    """Host and port of an origin."""
+    return origin.partition("://")[2]
 
 
 def _name(host: str) -> str:

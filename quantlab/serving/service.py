@@ -15,7 +15,13 @@ from quantlab.serving.turns import Turns
 
 @dataclass(frozen=True)
 class Service:
-    """One server's."""
+    """One server's.
+
+    Attributes:
+        started: seconds since 1970.
+        documents: what `retrieval` searches, if anything.
+        embedding: what `/v1/embeddings` asks, if anything.
+    """
 
     host: ModelHost
     turns: Turns
