@@ -11,7 +11,7 @@ from starlette.requests import Request
 from quantlab.serving.request_log import notes_of
 from quantlab.serving.turns import Finished, Turn, Turns
 
-PAUSE = 0.025  # seconds that pieces gather for one message, so that tokens of a small model cost less than they take
+PAUSE = 0.04  # seconds that pieces gather for one message, so that tokens of a small model cost less than they take
 
 
 class Attendance:

@@ -18,6 +18,7 @@ MOST_STOPS = 16
 MOST_STOP_CHARACTERS = 500
 MOST_BIASES = 1024
 MOST_SAMPLES = 16
+MOST_GRAMMAR_CHARACTERS = 50_000  # compiling takes time by the square of the alternatives
 RANDOM_SEED = -1  # llama.cpp's
 # Of requests, and what the sampler calls them.
 _PARAMETERS = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty")
@@ -51,7 +52,7 @@ class SamplingFields(RequestFields):
     logit_bias: Annotated[dict[str, float], Field(max_length=MOST_BIASES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    grammar: str | None = None
+    grammar: Annotated[str, Field(max_length=MOST_GRAMMAR_CHARACTERS)] | None = None
     json_schema: dict[str, Any] | bool | None = None
 
     def stops(self) -> tuple[str, ...]:

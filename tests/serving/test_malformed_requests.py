@@ -83,6 +83,7 @@ HOSTILE = {
     "strange bias": chat(logit_bias={"9999": 1}),
     "many biases": chat(logit_bias={str(number): 1 for number in range(2000)}),
     "grammar": chat(grammar="root ::= ("),
+    "long grammar": chat(grammar="start: " + " | ".join(f'"{number}x"' for number in range(10_000))),
     "schema": chat(json_schema={"type": "nothing"}),
     "image": chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]),
     "no question": chat(messages=[{"role": "assistant", "content": "a"}]),
