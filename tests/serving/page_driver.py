@@ -14,6 +14,9 @@ from scripted_server import ScriptedServer
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright (its package is enough)")
 expect = playwright.expect
 
+PATIENCE = 30_000  # milliseconds; what is waited for comes at once unless the machine has other work
+expect.set_options(timeout=PATIENCE)
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 MISSING = "no browser: apt-get install chromium (or set CHROMIUM to its path)"
 
@@ -49,7 +52,7 @@ class PageDriver:
     def __init__(self, browser: Any, server: ScriptedServer, *, has_clock: bool = False, **profile: Any) -> None:
         self.server = server
         self.context = browser.new_context(**{"viewport": {"width": 1000, "height": 700}, **profile})
-        self.context.set_default_timeout(5000)
+        self.context.set_default_timeout(PATIENCE)
         self.page = self.context.new_page()
         self.faults: list[str] = []
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))

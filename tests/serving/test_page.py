@@ -76,7 +76,7 @@ def test_stop_ends_the_request_and_keeps_what_came(chat: PageDriver) -> None:
     chat.ask("Count")
     expect(chat.last(".markdown")).to_have_text("One, two")
     chat.page.click("#stop")
-    assert chat.server.gone.wait(5)
+    assert chat.server.gone.wait(30)
     expect(chat.last(".remark")).to_have_text("Stopped.")
     expect(chat.page.locator("#question")).to_be_focused()
     chat.server.replies.append(said(", three."))
@@ -93,7 +93,7 @@ def test_stopped_before_the_first_word(chat: PageDriver) -> None:
     chat.ask("First")
     expect(chat.last(".waiting")).to_be_visible()
     chat.page.keyboard.press("Escape")
-    assert chat.server.gone.wait(5)
+    assert chat.server.gone.wait(30)
     expect(chat.last(".remark")).to_have_text("Stopped before the first word.")
     chat.server.replies.append(said("Yes."))
     chat.ask_and_wait("Second")
@@ -159,7 +159,7 @@ def test_a_reload_keeps_the_conversation(chat: PageDriver) -> None:
     assert [chat.question(0), chat.answer(0), chat.answer(1)] == ["Is it?", "Yes.", "It was"]
     assert chat.page.locator(".markdown strong").inner_text() == "Yes."
     expect(chat.last(".remark")).to_have_text("The page was closed before the answer was complete.")
-    assert chat.server.gone.wait(5)
+    assert chat.server.gone.wait(30)
 
 
 def test_chats_are_kept_beside_each_other(chat: PageDriver) -> None:

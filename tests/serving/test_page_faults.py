@@ -151,16 +151,48 @@ def test_what_storage_holds_is_not_trusted(chat: PageDriver) -> None:
             localStorage.setItem("quantlab.settings", '{"temperature": "hot", "maxTokens": 5, "system": 7}');
             localStorage.setItem("quantlab.chat.a", "{half");
             localStorage.setItem("quantlab.chat.b", '{"messages": [7, {"role": "user", "content": "Hi"}]}');
+            const odd = {role: "assistant", content: "Ho", sources: {length: 2}, failure: 3, speed: {}, reasoning: [1]};
+            const chat = {messages: [{role: "user", content: "Hey"}, odd], updated: 5};
+            localStorage.setItem("quantlab.chat.c", JSON.stringify(chat));
         }"""
     )
     chat.page.reload()
-    expect(chat.page.locator(".said")).to_have_text(["Hi"])
+    expect(chat.page.locator(".said")).to_have_text(["Hey"])
+    chat.page.click("#open-chats")
+    expect(chat.page.locator("#chat-list .title")).to_have_text(["Hey", "Hi"])
+    chat.page.locator("#chat-list .choose").nth(1).click()
     chat.server.replies.append(said("Yes."))
     chat.ask_and_wait("Well?")
     (request,) = chat.server.requests
     assert request["max_tokens"] == 5
     assert "temperature" not in request
     assert [message["role"] for message in request["messages"]] == ["user"]
+
+
+def test_a_chat_that_is_deleted_stays_deleted(chat: PageDriver) -> None:
+    """Also while its answer is being written: that is stopped, and not saved afterwards."""
+    chat.server.replies.append(Reply([chunk("Half")], hold=threading.Event()))
+    chat.ask("old")
+    expect(chat.last(".markdown")).to_have_text("Half")
+    chat.page.click("#open-chats")
+    chat.page.dblclick("#chat-list .remove")
+    assert chat.server.gone.wait(30)
+    expect(chat.page.locator("#welcome")).to_be_attached()
+    chat.page.wait_for_function("kept.chats().length === 0")
+    chat.page.reload()
+    expect(chat.page.locator(".turn")).to_have_count(0)
+
+
+def test_tabs_of_one_chat_agree(chat: PageDriver) -> None:
+    """What one tab adds appears in the other."""
+    chat.server.replies += [said("One."), said("Two.")]
+    chat.ask_and_wait("1")
+    other = chat.context.new_page()
+    other.goto(chat.server.address)
+    expect(other.locator(".said")).to_have_text(["1"])
+    chat.ask_and_wait("2")
+    expect(other.locator(".said")).to_have_text(["1", "2"])
+    expect(other.locator(".markdown")).to_have_text(["One.", "Two."])
 
 
 def test_a_full_storage_is_told(chat: PageDriver) -> None:
@@ -179,7 +211,7 @@ def test_a_new_chat_ends_the_answer_of_the_old_one(chat: PageDriver) -> None:
     chat.ask("old")
     expect(chat.last(".markdown")).to_have_text("Half")
     chat.page.click("#new-chat")
-    assert chat.server.gone.wait(5)
+    assert chat.server.gone.wait(30)
     expect(chat.page.locator(".turn")).to_have_count(0)
     chat.page.click("#open-chats")
     chat.page.locator("#chat-list .choose").click()

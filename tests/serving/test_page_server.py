@@ -65,7 +65,7 @@ def test_stop_ends_the_computation(browser: Any, running: Any, monkeypatch: pyte
     chat.ask("Once upon a time")
     expect(chat.last(".markdown")).not_to_be_empty()
     chat.page.click("#stop")
-    assert holding.cancelled.wait(10)
+    assert holding.cancelled.wait(30)
     expect(chat.last(".remark")).to_have_text("Stopped.")
     assert kept_messages(chat)[1]["content"]
     chat.close()

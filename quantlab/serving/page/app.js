@@ -3,14 +3,12 @@
  * The page: one chat is shown, at most one answer is being written.
  */
 (() => {
-  const NEAR_THE_END = 40; // pixels: who reads there is taken along
   const SAVE_EVERY = 1000; // milliseconds, while an answer is written
 
   let settings = kept.settings();
   let chat = kept.thisChat();
   let models = [];
   let asking = null; // the answer that is being written
-  let isAtEnd = true;
   const views = []; // of the chat's messages
 
   // ---- the conversation on the screen
@@ -19,7 +17,7 @@
     cutViews(0);
     chat.messages.forEach((message) => showTurn(message));
     showState();
-    toEnd();
+    scrolling.toEnd();
   }
 
   function cutViews(at) {
@@ -27,7 +25,7 @@
   }
 
   const actions = {
-    copy,
+    copy: notices.copy,
     edit: (message, text) => ask(chat.messages.indexOf(message), text),
     retry,
     goOn,
@@ -48,7 +46,7 @@
     byId("welcome").hidden = chat.messages.length > 0;
     byId("stop").hidden = !isBusy;
     byId("send").hidden = isBusy;
-    byId("send").disabled = byId("question").value.trim() === "";
+    showSendable();
     document.body.classList.toggle("busy", isBusy);
     document.title = chat.messages.length ? `${chatsDialog.titleOf(chat)} - quantlab` : "quantlab";
     byId("system-shown").hidden = !chat.system;
@@ -57,39 +55,8 @@
     byId("keys").textContent = isTouch() ? "" : "Enter sends, Shift+Enter begins a new line";
   }
 
-  function toEnd() {
-    const frame = byId("conversation");
-    frame.scrollTop = frame.scrollHeight;
-    isAtEnd = true;
-    byId("to-end").hidden = true;
-  }
-
-  function onScroll() {
-    const frame = byId("conversation");
-    isAtEnd = frame.scrollHeight - frame.scrollTop - frame.clientHeight <= NEAR_THE_END;
-    byId("to-end").hidden = isAtEnd;
-  }
-
-  /** Tell a screen reader; of answers it hears whole paragraphs, not each word. */
-  function say(text) {
-    const log = byId("spoken");
-    log.append(make("p", "", text));
-    while (log.childElementCount > 20) log.firstChild.remove();
-  }
-
-  function notify(text, action = null) {
-    const notice = byId("notice");
-    notice.replaceChildren(...(text ? [make("span", "", text)] : []));
-    if (action) notice.append(button("plain", action.name, action.run));
-    if (text) notice.append(button("plain", "Close", () => notify("")));
-    notice.hidden = !text;
-  }
-
-  async function copy(text, pressed) {
-    const isCopied = await copyText(text);
-    pressed.textContent = isCopied ? "Copied" : "Not allowed";
-    say(pressed.textContent);
-    setTimeout(() => (pressed.textContent = "Copy"), 1500);
+  function showSendable() {
+    byId("send").disabled = byId("question").value.trim() === "";
   }
 
   // ---- questions and answers
@@ -115,7 +82,8 @@
   function goOn(message) {
     const at = chat.messages.indexOf(message);
     if (asking || at < 0) return;
-    const request = { ...requestBody(), seed: message.seed };
+    const request = requestBody();
+    if (message.seed !== null) request.seed = message.seed;
     delete request.retrieval; // the last message is no question
     cut(at);
     fill({ ...message, end: "", failure: null }, request);
@@ -132,7 +100,7 @@
     if (message.failure.kind === "key") {
       if (!(await askForKey(message.failure.text))) return;
     } else if (!leaveOutOldest()) {
-      notify("The last message alone is too long for the model: shorten it.");
+      notices.notify("The last message alone is too long for the model: shorten it.");
       return;
     }
     if (message.content) goOn(message);
@@ -158,7 +126,7 @@
   async function fill(message, request) {
     const asked = chat;
     asked.messages.push(message);
-    const view = showTurn(message, (block) => say(block.textContent)); // a countdown's first words, too
+    const view = showTurn(message, (block) => notices.say(block.textContent)); // a countdown's first words, too
     let saved = performance.now();
     const onPiece = () => {
       if (performance.now() - saved < SAVE_EVERY) return;
@@ -168,15 +136,15 @@
     asking = new Asking(request, message, view, onPiece);
     asking.done = asking.run();
     save(asked);
-    notify("");
+    notices.notify("");
     showState();
-    toEnd();
+    scrolling.toEnd();
     await asking.done;
     asking = null;
-    if (isAtEnd) toEnd();
+    scrolling.follow();
     save(asked);
     showState();
-    if (message.failure) say(message.failure.text);
+    if (message.failure) notices.say(message.failure.text);
     if (message.failure?.kind === "key") mend(message);
   }
 
@@ -185,7 +153,7 @@
     const fields = { temperature, max_tokens: maxTokens, top_p: topP, top_k: topK, min_p: minP };
     const given = Object.entries(fields).filter(([, value]) => value !== null);
     return {
-      ...(settings.model ? { model: settings.model } : {}),
+      ...(models.some(({ id }) => id === settings.model) ? { model: settings.model } : {}),
       messages: conversationFile.messages(chat),
       ...Object.fromEntries(given),
       ...(settings.useSources && models.some(({ hasIndex }) => hasIndex) ? { retrieval: true } : {}),
@@ -195,7 +163,7 @@
   function save(saved) {
     saved.updated = Date.now();
     if (kept.saveChat(saved)) return;
-    notify("The browser keeps no more: this chat will be lost with the page. Export it, or delete others.");
+    notices.notify("The browser keeps no more: this chat will be lost with the page. Export it, or delete others.");
   }
 
   /** Stop the answer, if there is one, and keep what came. */
@@ -211,7 +179,7 @@
     await stop();
     chat = other;
     kept.saveChat(chat);
-    notify("");
+    notices.notify("");
     showChat();
     byId("question").focus();
   }
@@ -219,16 +187,16 @@
   function openChats() {
     chatsDialog.open(kept.chats(), chat.id, {
       choose: (id) => showOther(kept.chat(id) ?? kept.newChat()),
-      remove: (id) => {
+      remove: async (id) => {
+        if (id === chat.id) await showOther(kept.newChat()); // first: an answer that is being written saves its chat
         kept.removeChat(id);
-        if (id === chat.id) showOther(kept.newChat());
       },
     });
     byId("export").disabled = chat.messages.length === 0;
   }
 
   function exportChat() {
-    const text = conversationFile.write(chat, settings, settings.model || models[0]?.id);
+    const text = conversationFile.write(chat, settings, byId("model").value);
     const link = make("a");
     link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
     link.download = "conversation.json";
@@ -248,15 +216,16 @@
       await showOther(made);
       save(made);
     } catch (error) {
-      notify(`${file.name}: ${error.message}`);
+      notices.notify(`${file.name}: ${error.message}`);
     }
   }
 
   function openSettings() {
+    settings = kept.settings(); // another tab may have changed them
     settingsDialog.open(chat.system, settings, (system, numbers) => {
       chat.system = system;
       settings = { ...settings, ...numbers, system };
-      if (!kept.saveSettings(settings)) notify("The browser keeps no settings: they last as long as this page.");
+      if (!kept.saveSettings(settings)) notices.notify("The browser keeps no settings: they last as long as this page.");
       if (!asking) save(chat);
       showState();
     });
@@ -267,10 +236,10 @@
   async function meetServer() {
     try {
       models = await server.models(kept.key());
-      notify("");
+      notices.notify("");
     } catch (failure) {
       if (failure.kind === "key" && (await askForKey(failure.message))) return meetServer();
-      notify(failure.message, { name: "Try again", run: meetServer });
+      notices.notify(failure.message, { name: "Try again", run: meetServer });
       return;
     }
     showModels();
@@ -283,8 +252,7 @@
     const select = byId("model");
     const names = models.map(({ id }) => id);
     select.replaceChildren(...names.map((name) => new Option(name, name)));
-    if (!names.includes(settings.model)) settings.model = "";
-    select.value = settings.model || names[0] || "";
+    select.value = names.includes(settings.model) ? settings.model : (names[0] ?? "");
     select.hidden = names.length < 2;
     byId("sources-choice").hidden = !models.some(({ hasIndex }) => hasIndex);
     byId("use-sources").checked = settings.useSources;
@@ -311,7 +279,7 @@
   });
   byId("question").addEventListener("input", (event) => {
     fitHeight(event.target);
-    showState();
+    showSendable();
   });
   byId("stop").addEventListener("click", async () => {
     await stop();
@@ -323,11 +291,9 @@
   });
   byId("turns").addEventListener("click", ({ target }) => {
     const pressed = target.closest(".copy-code");
-    if (pressed) copy(pressed.closest(".code").querySelector("code").textContent, pressed);
+    if (pressed) notices.copy(pressed.closest(".code").querySelector("code").textContent, pressed);
   });
-  byId("conversation").addEventListener("scroll", onScroll, { passive: true });
-  new ResizeObserver(() => (asking && isAtEnd ? toEnd() : onScroll())).observe(byId("turns"));
-  byId("to-end").addEventListener("click", toEnd);
+  scrolling.begin(() => asking !== null);
   byId("new-chat").addEventListener("click", () => showOther(kept.newChat()));
   byId("open-chats").addEventListener("click", openChats);
   byId("open-settings").addEventListener("click", openSettings);
@@ -352,8 +318,9 @@
   window.addEventListener("pagehide", () => asking && kept.saveChat(chat));
   window.addEventListener("storage", (event) => {
     const id = kept.changedChat(event);
-    if (id !== chat.id || asking || event.newValue === null) return;
-    chat = kept.chat(id) ?? chat; // another tab went on with it
+    const changed = id === chat.id && !asking ? kept.chat(id) : null;
+    if (!changed || changed.messages.at(-1)?.end === "left") return; // deleted, or an answer is being written there
+    chat = changed;
     showChat();
   });
 

@@ -71,19 +71,36 @@ const kept = (() => {
     return { id, updated: Date.now(), system: settings().system, messages: [], leftOut: 0 };
   }
 
-  function readChat(id, text) {
-    const found = attempt(() => JSON.parse(text), null);
+  function readChat(id, stored) {
+    const found = attempt(() => JSON.parse(stored), null);
     if (!Array.isArray(found?.messages)) return null;
-    const isMessage = (item) => ["user", "assistant"].includes(item?.role) && typeof item.content === "string";
-    const whole = (item) => (item.role === "assistant" && !item.end ? { ...item, end: "left" } : item);
     return {
       id,
       updated: Number.isFinite(found.updated) ? found.updated : 0,
-      system: typeof found.system === "string" ? found.system : "",
-      messages: found.messages.filter(isMessage).map(whole),
+      system: text(found.system),
+      messages: found.messages.map(readMessage).filter(Boolean),
       leftOut: Number.isSafeInteger(found.leftOut) ? found.leftOut : 0,
     };
   }
+
+  function readMessage(item) {
+    if (!["user", "assistant"].includes(item?.role) || typeof item.content !== "string") return null;
+    if (item.role === "user") return { role: item.role, content: item.content };
+    const failure = typeof item.failure?.text === "string" ? { kind: item.failure.kind, text: item.failure.text } : null;
+    return {
+      role: item.role,
+      content: item.content,
+      reasoning: text(item.reasoning),
+      sources: server.sourcesOf(item.sources),
+      speed: text(item.speed),
+      seed: Number.isSafeInteger(item.seed) ? item.seed : null,
+      retries: Number.isSafeInteger(item.retries) ? item.retries : 0,
+      end: text(item.end) || "left", // the page was closed while it was written
+      failure,
+    };
+  }
+
+  const text = (value) => (typeof value === "string" ? value : "");
 
   function chat(id) {
     return readChat(id, read("localStorage", CHAT + id));

@@ -147,5 +147,5 @@ const server = (() => {
     return /[.!?]$/.test(begun) ? begun : `${begun}.`;
   }
 
-  return { models, properties, answer };
+  return { models, properties, answer, sourcesOf };
 })();

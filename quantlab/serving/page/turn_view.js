@@ -6,7 +6,7 @@
  * ended, "" while it is written) and failure ({kind, text}).
  */
 function copyButton(message, actions) {
-  const made = button("quiet copy", "Copy", () => actions.copy(message.content, made));
+  const made = button("quiet copy", "Copy", () => actions.copy(message.content.trim(), made));
   return made;
 }
 
