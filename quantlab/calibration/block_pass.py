@@ -14,6 +14,7 @@ import torch
 from quantlab.calibration import collection, heap
 from quantlab.calibration.activations import ActivationFile
 from quantlab.calibration.batches import Batch
+from quantlab.calibration.drift_sums import Met, measured_beside
 from quantlab.calibration.paused_forward import PausedForward
 from quantlab.calibration.streamed_model import StreamedModel
 from quantlab.quantization.statistics import InputStatistics
@@ -21,7 +22,7 @@ from quantlab.quantization.workers import in_order
 
 MOST_WAITING = 2_500_000_000  # bytes that waiting passes may hold
 SHARE_OF_MEMORY = 4  # or that part of the machine's
-WIDTHS = 3  # hidden states that a waiting pass holds, beside the inputs of a layer
+WIDTHS = 4  # hidden states that a waiting pass holds, beside the inputs of a layer
 
 
 class BlockPass:
@@ -44,6 +45,7 @@ class BlockPass:
         passes: int = 1,
     ) -> None:
         self.passes = passes
+        self.adds_up = False  # whether what the outputs of linear layers are added to is to be told
         self.model, self.index, self.batches, self.hidden, self.threads = model, index, batches, hidden, threads
         self._waiting: dict[int, PausedForward] = {}
         self._may_wait = self._affordable()
@@ -65,11 +67,16 @@ class BlockPass:
         Raises:
             InputError: an input is NaN or infinite.
         """
-        columns = self.model.checkpoint.shape(name)[1]
-        found = collection.measured(
-            name, lambda number: self.inputs(number, name), self.batches, columns, self.threads, full=full,
-            original=None if original is None else lambda number: original.inputs(number, name),
-        )  # fmt: skip
+        shape = self.model.checkpoint.shape(name)
+        if full and original is not None:
+            found = measured_beside(
+                name, lambda number: self.met(number, name), lambda number: original.met(number, name), self.batches,
+                (shape[0], shape[1]), self.threads,
+            )  # fmt: skip
+        else:
+            found = collection.measured(
+                name, lambda number: self.met(number, name).inputs, self.batches, shape[1], self.threads, full=full
+            )
         if full:  # some hundred MB a matrix; less is sooner used again than given back and mapped anew
             heap.give_back()
         return found
@@ -84,17 +91,21 @@ class BlockPass:
         for _ in in_order(step, range(len(self.batches)), self.threads):
             pass
 
-    def inputs(self, number: int, name: str) -> torch.Tensor:
-        """A batch's inputs of a linear weight, further on than those asked for before, [windows, length, in]."""
+    def met(self, number: int, name: str) -> Met:
+        """What a batch meets at a linear weight further on than those asked for before."""
+        forward, given = self._reached(number, name)
+        return Met(given, forward.residual if self.adds_up else None)
+
+    def _reached(self, number: int, name: str) -> tuple[PausedForward, torch.Tensor]:
         forward = self._waiting.get(number)
         if forward is not None:
-            return forward.until(name)
+            return forward, forward.until(name)
         forward = self._new(number)
         if number < self._may_wait:
             self._waiting[number] = forward
-            return forward.until(name)
+            return forward, forward.until(name)
         try:
-            return forward.until(name)
+            return forward, forward.until(name)
         finally:
             forward.close()
 

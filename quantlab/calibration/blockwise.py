@@ -188,6 +188,8 @@ class BlockwiseQuantizer:
             beside = (
                 None if self.original is None else open_files.enter_context(self._pass_beside(self.original, index))
             )
+            if beside is not None:
+                block.adds_up = beside.adds_up
             groups = collection.input_groups(self.model, index, hidden.read(0))
             finished = self._quantize_groups(block, beside, groups)
             self._say(self._place(index, ["outputs"], "computing"), _weights(self.checkpoint, finished))
@@ -207,6 +209,7 @@ class BlockwiseQuantizer:
             self._activations(index, original=True) as hidden,
             BlockPass(original, index, self.batches, hidden, self.method.threads, passes=2) as block,
         ):
+            block.adds_up = original.adds_up(index, hidden.read(0))
             yield block
 
     def _finish(self, block: BlockPass, *, original: bool = False) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -50,31 +49,24 @@ def measured(
     threads: int,
     *,
     full: bool,
-    original: Callable[[int], torch.Tensor] | None = None,
 ) -> InputStatistics:
     """The statistics of what `inputs` gives for each batch's number, [windows, length, columns].
 
     Args:
         name: what errors call the layer.
         full: the whole second moment, or its tiles.
-        original: what the original model's layer reads there; with it and `full` the drift is measured too.
 
     Raises:
         InputError: an input is NaN or infinite.
     """
     numbers = range(len(batches))
     if full:
-        total, drift = MomentSum(columns), None if original is None else DriftSum(columns)
+        total = MomentSum(columns)
         for start in range(0, len(batches), ROUND * threads):
             some = numbers[start : start + ROUND * threads]
-            rows = list(in_order(lambda number: _counted(inputs(number), batches[number]), some, threads))
-            total.add(rows, threads)
-            if drift is not None and original is not None:
-                there = in_order(lambda number: _counted(original(number), batches[number]), some, threads)
-                drift.add(rows, list(there), threads)
-        found = _statistics(name, total.symmetric(), batches)
-        return found if drift is None else replace(found, drift=drift.mean(name, found.tokens))
-    return _statistics(name, _summed(in_order(lambda n: tiles(inputs(n), batches[n]), numbers, threads)), batches)
+            total.add(list(in_order(lambda n: counted_rows(inputs(n), batches[n]), some, threads)), threads)
+        return statistics_of(name, total.symmetric(), batches)
+    return statistics_of(name, _summed(in_order(lambda n: tiles(inputs(n), batches[n]), numbers, threads)), batches)
 
 
 def collect_head(
@@ -117,45 +109,12 @@ class MomentSum:
         return self._sum
 
 
-class DriftSum:
-    """The sum of (y - x) x^T over rows x and what the original reads there, y, float32 [columns, columns].
-
-    As in `MomentSum`, bits do not depend on the number of threads.
-    """
-
-    def __init__(self, columns: int) -> None:
-        self._sum = torch.zeros(columns, columns)
-        self._panels = [slice(start, min(start + PANEL, columns)) for start in range(0, columns, PANEL)]
-
-    @torch.inference_mode()
-    def add(self, parts: Sequence[torch.Tensor], originals: Sequence[torch.Tensor], threads: int) -> None:
-        """Add rows, float32 [tokens, columns] each."""
-
-        @torch.inference_mode()
-        def add_panel(panel: slice) -> None:
-            for rows, there in zip(parts, originals, strict=True):
-                self._sum[panel].addmm_((there[:, panel] - rows[:, panel]).T, rows)
-
-        for _ in in_order(add_panel, self._panels, threads):
-            pass
-
-    def mean(self, name: str, tokens: int) -> torch.Tensor:
-        """Over so many tokens.
-
-        Raises:
-            InputError: the original's inputs are NaN or infinite.
-        """
-        found = self._sum / tokens
-        _check_finite(name, found)
-        return found
-
-
 @torch.inference_mode()
 def tiles(inputs: torch.Tensor, batch: Batch) -> torch.Tensor:
     """The sums over counted tokens of x x^T of each 32 columns, float32 [in / 32, 32, 32], exactly symmetric; the sum
     of squares [in] where columns are no multiple of 32.
     """
-    rows = _counted(inputs, batch)
+    rows = counted_rows(inputs, batch)
     if rows.shape[1] % BLOCK_SIZE:
         return rows.square().sum(dim=0, dtype=torch.float64).to(torch.float32)
     columns = rows.reshape(len(rows), -1, BLOCK_SIZE).permute(1, 2, 0)  # [blocks, 32, tokens]
@@ -164,7 +123,7 @@ def tiles(inputs: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def _counted(inputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+def counted_rows(inputs: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Rows of the tokens that count, float32 [tokens, in]."""
     if batch.tokens == batch.ids.size:
         return inputs.reshape(-1, inputs.shape[-1]).to(torch.float32)
@@ -178,16 +137,26 @@ def _summed(parts: Iterator[torch.Tensor]) -> torch.Tensor:
     return total
 
 
-def _statistics(name: str, total: torch.Tensor, batches: Sequence[Batch]) -> InputStatistics:
+def statistics_of(name: str, total: torch.Tensor, batches: Sequence[Batch]) -> InputStatistics:
+    """Of sums over all batches.
+
+    Raises:
+        InputError: they are NaN or infinite; `name` is what it calls the layer.
+    """
     tokens = sum(batch.tokens for batch in batches)
     mean = total / tokens
-    _check_finite(name, mean)
+    check_finite(name, mean)
     if mean.ndim == 3:
         return InputStatistics.of_tiles(tokens, mean)
     return InputStatistics(tokens, mean) if mean.ndim == 1 else InputStatistics.of_second_moment(tokens, mean)
 
 
-def _check_finite(name: str, mean: torch.Tensor) -> None:
+def check_finite(name: str, mean: torch.Tensor) -> None:
+    """Refuse means of inputs that are NaN or infinite.
+
+    Raises:
+        InputError: they are.
+    """
     if not all(map(math.isfinite, mean.aminmax())):
         raise InputError(
             f"{name}: its inputs are NaN or infinite on the calibration text; the model is damaged, or its activations "

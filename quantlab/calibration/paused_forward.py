@@ -25,10 +25,15 @@ class PausedForward:
     """One batch's way through block `index` of `model`, from its inputs `hidden` [windows, length, width].
 
     Nothing runs between calls of `until`. It must be run to its end, or closed.
+
+    Attributes:
+        residual: what the outputs of the linear weight that it waits at are added to [windows, length, width]; None
+            where they are not added.
     """
 
     def __init__(self, model: StreamedModel, index: int, hidden: torch.Tensor) -> None:
         self._model, self._index, self._hidden = model, index, hidden
+        self.residual: torch.Tensor | None = None
         self._wanted: str | None = None
         self._found: torch.Tensor | None = None
         self._failure: BaseException | None = None
@@ -81,6 +86,7 @@ class PausedForward:
         if name != self._wanted:
             return
         self._found = inputs
+        self.residual = self._model.residual() if self._model.is_writer(name) else None
         del inputs
         self._there.release()
         self._go.acquire()

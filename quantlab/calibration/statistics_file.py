@@ -3,7 +3,8 @@
 Linear layers that read the same inputs share a tensor: `NAME.second_moment` [in, in], `NAME.tiles`
 [in / 32, 32, 32] along its diagonal, or `NAME.mean_squares` [in], with
 NAME that of the first of them. The metadata's "layers" leads from every weight to its tensor. `NAME.drift` [in, in]
-lies beside a second moment that was taken behind quantized layers (`InputStatistics`).
+and `NAME.residual_drift` [out, in] lie beside a second moment that was taken behind quantized layers
+(`InputStatistics`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 KIND = "quantlab.statistics"
 VERSION = "1"
+DRIFTS = ("drift", "residual_drift")  # fields of `InputStatistics`, and what tensors are called
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,9 @@ class StatisticsFile:
             return None
         values = torch.from_numpy(self._values(key))
         if values.ndim == 2:
-            drift = _drift_of(key)
-            known = torch.from_numpy(self._values(drift)) if drift in self._file.entries else None
-            return InputStatistics.of_second_moment(self.tokens, values, known)
+            keys = {drift: _beside(key, drift) for drift in DRIFTS}
+            known = {drift: torch.from_numpy(self._values(k)) for drift, k in keys.items() if k in self._file.entries}
+            return InputStatistics.of_second_moment(self.tokens, values, **known)
         if values.ndim == 3:
             return InputStatistics.of_tiles(self.tokens, values)
         return InputStatistics(self.tokens, values)
@@ -165,8 +167,9 @@ class StatisticsParts:
                 kind, values = more, part
         key = f"{weights[0]}.{kind}"
         tensors = {key: values}
-        if statistics.drift is not None:
-            tensors[_drift_of(key)] = statistics.drift
+        for drift in DRIFTS:
+            if (known := getattr(statistics, drift)) is not None:
+                tensors[_beside(key, drift)] = known
         metadata = {"layers": json.dumps(list(weights)), "key": key, "tokens": str(statistics.tokens)}
         _write(self.folder / f"{step}-{weights[0]}.safetensors", tensors, metadata)
 
@@ -182,8 +185,8 @@ class StatisticsParts:
         _write(out, {key: part for part in parts for key in part.entries}, fields, replace=False)
 
 
-def _drift_of(key: str) -> str:
-    return f"{key.rpartition('.')[0]}.drift"
+def _beside(key: str, kind: str) -> str:
+    return f"{key.rpartition('.')[0]}.{kind}"
 
 
 def _write(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str], *, replace: bool = True) -> None:

@@ -24,10 +24,13 @@ from quantlab.errors import InputError
 from quantlab.formats import FORMATS, PackedTensor
 from quantlab.loading import empty_model
 from quantlab.nn.int8 import int8_linear
+from quantlab.quantization.workers import one_thread_each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+WRITERS = ("attn_output.weight", "ffn_down.weight")  # in GGUF's names: their outputs are added to the hidden states
+SAME = 1e-2  # of the outputs' root mean square: by so much sums may differ, with activations in int8 or bfloat16
 FINAL_NORM = "output_norm.weight"  # GGUF's name of the norm before the head, which all families share
 
 BY_INT8 = FORMATS["q8_0"]  # what float weights are rounded to where activations are int8
@@ -208,7 +211,7 @@ class StreamedModel:
     def forward_block(self, index: int, hidden: torch.Tensor, note: Note | None = None) -> torch.Tensor:
         """A loaded block's outputs for inputs [windows, length, width]; `note` gets what each linear weight meets."""
         call = self._calls[hidden.shape[1]][index]
-        self._notes.note = note
+        self._notes.note, self._notes.residual = note, hidden
         try:
             output = self._blocks[index](hidden, *call.arguments, **call.keywords)
         finally:
@@ -225,10 +228,35 @@ class StreamedModel:
         finally:
             self._notes.follows = False
 
+    def residual(self) -> torch.Tensor:
+        """The block's inputs and what was added to them so far, of this thread's pass [windows, length, width]."""
+        found: torch.Tensor = self._notes.residual
+        return found
+
+    def is_writer(self, name: str) -> bool:
+        """Whether a linear weight's outputs are added to the hidden states, in most families."""
+        return (self.checkpoint.family.gguf_name(name) or "").endswith(WRITERS)
+
+    def adds_up(self, index: int, hidden: torch.Tensor) -> bool:
+        """Whether a loaded block's outputs are the sum of its inputs and its writers' outputs: not so where norms or
+        factors stand between.
+        """
+        with one_thread_each():
+            outputs = self.forward_block(index, hidden[:1]).float()
+            apart = outputs - self.residual().float()
+        return float(apart.square().mean()) <= SAME**2 * float(outputs.square().mean())
+
     def _watch(self, name: str) -> None:
         """Let a linear layer tell what it meets, and multiply by what it has then: blocks or a float weight."""
-        module = self._owner(name)[0]
-        float_product, rows = module.forward, self.checkpoint.shape(name)[0]
+        module, rows, writes = self._owner(name)[0], self.checkpoint.shape(name)[0], self.is_writer(name)
+        float_product = module.forward
+
+        def product(inputs: torch.Tensor) -> torch.Tensor:
+            packed = self._packed.get(name)
+            if packed is None:
+                return cast("torch.Tensor", float_product(inputs))
+            bias = cast("torch.Tensor | None", module.bias)
+            return int8_linear(inputs, packed.blocks, bias, packed.format)
 
         def forward(inputs: torch.Tensor) -> torch.Tensor:
             note = getattr(self._notes, "note", None)
@@ -236,12 +264,10 @@ class StreamedModel:
                 note(name, inputs)
             if getattr(self._notes, "follows", False):
                 return inputs.new_zeros(*inputs.shape[:-1], rows)
-            packed = self._packed.get(name)
-            if packed is None:
-                product: torch.Tensor = float_product(inputs)
-                return product
-            bias = cast("torch.Tensor | None", module.bias)
-            return int8_linear(inputs, packed.blocks, bias, packed.format)
+            found = product(inputs)
+            if writes:
+                self._notes.residual = self._notes.residual + found
+            return found
 
         module.forward = forward
 

@@ -83,7 +83,7 @@ def quantize_weight(
         check_own_scales(chosen, f"{name}: method {method}", "use rtn")
     nearest = chosen.quantize(weight, name)  # finds everything that is wrong with a weight
     if statistics is not None:
-        statistics.check(weight.shape[1], name)
+        statistics.check(*weight.shape, name)
     values = np.ascontiguousarray(weight.detach().to("cpu", torch.float32).numpy())
     task = _Task(values, chosen, statistics, threads)
     if method == "rtn":
@@ -151,7 +151,8 @@ class _Task:
         assert known.second_moment is not None
         assert known.drift is not None
         threads = self.threads or native.default_threads()
-        aim = undrifted(torch.from_numpy(self.values), known.second_moment, known.drift, threads)
+        weight = torch.from_numpy(self.values)
+        aim = undrifted(weight, known.second_moment, known.drift, threads, known.residual_drift)
         return replace(self, values=aim.numpy())
 
     def _distance(self, packed: PackedTensor) -> float:

@@ -22,6 +22,8 @@ class InputStatistics:
     one for each block of a row: a thousandth of its size at 32,000 columns, and worth much to `search`. They may be
     left out, and so may the second moment: `search` then uses the diagonal. `drift`, float32 [in, in], is
     E[(y - x) x^T] with y what the original model's layer reads where this one reads x; None where nobody looked.
+    `residual_drift`, float32 [out, in], is E[(s - r) x^T] with s and r what the layer's outputs are added to in the
+    original and here; None where they are not added, or nobody looked.
     """
 
     tokens: int
@@ -29,13 +31,12 @@ class InputStatistics:
     second_moment: torch.Tensor | None = None
     tiles: torch.Tensor | None = None
     drift: torch.Tensor | None = None
+    residual_drift: torch.Tensor | None = None
 
     @classmethod
-    def of_second_moment(
-        cls, tokens: int, second_moment: torch.Tensor, drift: torch.Tensor | None = None
-    ) -> InputStatistics:
-        """Statistics with the diagonal taken from `second_moment`, float32 [in, in]."""
-        return cls(tokens, second_moment.diagonal().clone(), second_moment, drift=drift)
+    def of_second_moment(cls, tokens: int, second_moment: torch.Tensor, **drifts: torch.Tensor) -> InputStatistics:
+        """Statistics with the diagonal taken from `second_moment`, float32 [in, in]; `drifts` by their names."""
+        return cls(tokens, second_moment.diagonal().clone(), second_moment, **drifts)
 
     @classmethod
     def of_tiles(cls, tokens: int, tiles: torch.Tensor) -> InputStatistics:
@@ -56,8 +57,8 @@ class InputStatistics:
         """Inputs of the layer: columns of its weight."""
         return int(self.diagonal.shape[0])
 
-    def check(self, columns: int, name: str) -> None:
-        """Raise InputError, naming `name`, unless these are statistics of a layer with that many inputs."""
+    def check(self, rows: int, columns: int, name: str) -> None:
+        """Raise InputError, naming `name`, unless these are statistics of a layer with a weight [rows, columns]."""
         if self.tokens < 1:
             raise InputError(f"{name}: statistics of no tokens; collect them again with more calibration text")
         shapes: list[tuple[torch.Tensor, tuple[int, ...]]] = [(self.diagonal, (columns,))]
@@ -65,6 +66,8 @@ class InputStatistics:
             shapes.append((self.second_moment, (columns, columns)))
         if self.drift is not None:
             shapes.append((self.drift, (columns, columns)))
+        if self.residual_drift is not None:
+            shapes.append((self.residual_drift, (rows, columns)))
         if self.tiles is not None:
             shapes.append((self.tiles, (columns // BLOCK_SIZE, BLOCK_SIZE, BLOCK_SIZE)))
         for tensor, shape in shapes:

@@ -95,6 +95,16 @@ def hooked_moments(folder: Path, windows: list[tuple[int, ...]]) -> dict[str, to
     return {name: total / sum(map(len, windows)) for name, total in totals.items()}
 
 
+def test_it_knows_whose_outputs_are_added_to_the_hidden_states(folder, windows, tmp_path):
+    """Two layers of a block, one behind the other or side by side (GPT-NeoX); not where norms stand behind them."""
+    streamed = Streamed(folder, windows, tmp_path)
+    for index, hidden, outputs in streamed.blocks():
+        writers = [name for name in streamed.model.linear_names(index) if streamed.model.is_writer(name)]
+        assert len(writers) == 2
+        assert streamed.model.adds_up(index, hidden.read(0)) == ("gemma" not in streamed.checkpoint.family.model_type)
+        streamed.run_block(index, hidden, outputs)
+
+
 def test_hidden_states_are_those_of_the_whole_model(folder, windows, tmp_path):
     streamed = Streamed(folder, windows, tmp_path)
     for index, hidden, outputs in streamed.blocks():

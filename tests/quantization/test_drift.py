@@ -27,7 +27,7 @@ def inputs() -> tuple[np.ndarray, np.ndarray]:
 
 def known(there: np.ndarray, here: np.ndarray) -> InputStatistics:
     moment, drift = (torch.from_numpy(part.T @ here / TOKENS).float() for part in (here, there - here))
-    return InputStatistics.of_second_moment(TOKENS, moment, drift)
+    return InputStatistics.of_second_moment(TOKENS, moment, drift=drift)
 
 
 def test_it_is_the_least_squares_solution(inputs):
@@ -40,6 +40,21 @@ def test_it_is_the_least_squares_solution(inputs):
     wanted = np.vstack([(there - here) @ weight.double().numpy().T, np.zeros((COLUMNS, ROWS))])
     change = np.linalg.lstsq(np.vstack([here, penalty]), wanted, rcond=None)[0].T
     np.testing.assert_allclose(found.numpy(), weight.numpy() + change, rtol=1e-4, atol=1e-5)
+
+
+def test_hidden_states_are_made_up_for_too(inputs):
+    """Where the outputs are added to states that drifted by a part that the inputs tell of, little of it is left."""
+    there, here = inputs
+    told = here @ np.random.default_rng(4).normal(size=(COLUMNS, ROWS)) * 0.02
+    statistics = known(there, here)
+    residual = torch.from_numpy(told.T @ here / TOKENS).float()
+    weight = torch.from_numpy(gaussian(ROWS, COLUMNS))
+    moment, drift = statistics.second_moment, statistics.drift
+    found = undrifted(weight, moment, drift, 1, residual)
+    assert torch.equal(found, undrifted(weight, moment, drift, 3, residual))
+    wanted = there @ weight.double().numpy().T + told
+    left = [np.square(wanted - here @ w.double().numpy().T).sum() for w in (found, undrifted(weight, moment, drift, 1))]
+    assert left[0] < 0.2 * left[1]
 
 
 def test_bits_do_not_depend_on_threads_and_no_drift_changes_nothing(inputs):

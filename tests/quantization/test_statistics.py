@@ -13,7 +13,7 @@ def test_the_diagonal_is_that_of_the_second_moment():
     statistics = InputStatistics.of_second_moment(7, torch.tensor([[1.0, 0.5], [0.5, 4.0]]))
     assert statistics.diagonal.tolist() == [1, 4]
     assert statistics.columns == 2
-    statistics.check(2, "w")
+    statistics.check(3, 2, "w")
 
 
 def test_tiles_lie_along_the_diagonal():
@@ -42,4 +42,4 @@ def test_tiles_lie_along_the_diagonal():
 )
 def test_what_cannot_be_used_is_refused(statistics, fault):
     with pytest.raises(InputError, match=fault):
-        statistics.check(4, "w")
+        statistics.check(3, 4, "w")
