@@ -52,7 +52,8 @@ class ModelGrams:
         found = self.file.statistics(name)
         if found is None or found.second_moment is None:
             return None
-        found.check(self.checkpoint.shape(name)[1], f"{self.file.path}: {name}")
+        rows, columns = self.checkpoint.shape(name)
+        found.check(rows, columns, f"{self.file.path}: {name}")
         if not self.checkpoint.tied or name != head_name(self.checkpoint):
             return found.second_moment
         share = float(found.diagonal.mean(dtype=torch.float64)) * TIED_IDENTITY

@@ -83,7 +83,7 @@ def quantize_weight(
         check_own_scales(chosen, f"{name}: method {method}", "use rtn")
     nearest = chosen.quantize(weight, name)  # finds everything that is wrong with a weight
     if statistics is not None:
-        statistics.check(*weight.shape, name)
+        statistics.check(weight.shape[0], weight.shape[1], name)
     values = np.ascontiguousarray(weight.detach().to("cpu", torch.float32).numpy())
     task = _Task(values, chosen, statistics, threads)
     if method == "rtn":
