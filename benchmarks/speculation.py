@@ -1,7 +1,7 @@
 """What speculation makes of decoding: copied text against prose, with the same tokens.
 
     python benchmarks/speculation.py WORK_FOLDER [--rounds 9] [--threads 2] [--generate 200] [--large tiny|200m|1b|none]
-        [--processor-time] [--json FILE]
+        [--processor-time] [--prose-seeds 0 1 2] [--json FILE]
 
 fable-9m and a Llama shape with random weights, made once in WORK_FOLDER, both in Q4_1, decode each text with
 `--speculation off` and `auto` in turns, the first one alternating, after a round that is not counted. Each round checks
@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--generate", type=int, default=200)
     parser.add_argument("--large", choices=(*LARGE, "none"), default="200m")
     parser.add_argument("--processor-time", action="store_true")
+    parser.add_argument("--prose-seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     clock = time.process_time if arguments.processor_time else time.perf_counter
@@ -133,7 +134,7 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
         Case("fable-9m, repeating", small, tokenizer.encode(REPEATING), greedy, QUOTED),
         *(
             Case(f"fable-9m, prose, seed {seed}", small, tokenizer.encode(OPENING), SamplingParams(seed=seed), PROSE)
-            for seed in range(3)
+            for seed in arguments.prose_seeds
         ),
     ]
     original = load_engine(FABLE, threads=arguments.threads, context=1024)
