@@ -84,8 +84,9 @@ def test_accuracy_cost_and_pairs(model: Path, task: Path, said: dict[str, list[s
         assert pair.only_b == sum(y and not x for x, y in zip(right[pair.a], right[pair.b], strict=True))
         assert pair.p == mcnemar(pair.only_a, pair.only_b)
     assert [pair.p_holm for pair in result.pairs] == holm([pair.p for pair in result.pairs])
-    assert seen[0] == (1, 12, "zero-shot 100.0 %")
-    assert seen[3] == (4, 12, "zero-shot 75.0 %")
+    assert seen[:4] == [(0, 12, f"{number} of 4 questions prepared") for number in range(1, 5)]
+    assert seen[4] == (1, 12, "zero-shot 100.0 %")
+    assert seen[7] == (4, 12, "zero-shot 75.0 %")
     assert seen[-1][:2] == (12, 12)
 
     saved = [json.loads(line) for line in (tmp_path / "saved.jsonl").read_text().split("\n")[:-1]]
