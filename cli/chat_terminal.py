@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import termios
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from quantlab.cli.chat_input import CONTINUED, PROMPT, read_pipe
 from quantlab.cli.chat_view import BOLD, RESET, has_style
 
 HISTORY_LINES = 1000
+_TICK = 0.1  # seconds that a Ctrl-C may wait for while a line is being read
 
 
 @contextmanager
@@ -64,7 +66,8 @@ class Terminal:
         if not sys.stdout.isatty():
             return read_pipe(continues)  # `input` would write its prompt to the answers
         try:
-            line = input(self._prompts[continues])
+            with _ticking():
+                line = input(self._prompts[continues])
             line.encode("utf-8")
         except EOFError:
             print(file=sys.stderr)
@@ -89,6 +92,22 @@ class Terminal:
     def has_text(self) -> bool:
         """Whether something had been typed when reading was broken off."""
         return self._continues or bool(self._typed())
+
+
+@contextmanager
+def _ticking() -> Iterator[None]:
+    """Wake what waits for a key again and again, so that it looks for signals.
+
+    Waiting ends by a signal that comes while it waits in this thread. One that comes a moment before, between the
+    prompt and the waiting, or in another thread would be heeded at the next key only.
+    """
+    heed = signal.signal(signal.SIGALRM, lambda number, frame: None)
+    signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, heed)
 
 
 def _readline() -> ModuleType | None:

@@ -11,6 +11,7 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -103,8 +104,9 @@ class BlockwiseQuantizer:
     ) -> None:
         self.checkpoint, self.plan, self.method, self.work, self.statistics = checkpoint, plan, method, work, statistics
         self.batches: list[Batch] = batches_of(samples.windows, samples.length)
-        self.model = StreamedModel(checkpoint, method.dtype, method.activations)
-        self.original = StreamedModel(checkpoint, method.dtype, method.activations) if method.needs_drift else None
+        beside = method.needs_drift
+        streamed = partial(StreamedModel, checkpoint, method.dtype, method.activations, tells_residual=beside)
+        self.model, self.original = streamed(), streamed() if beside else None
         self._progress, self._done = progress, 0
 
     def run(self) -> Iterator[FinishedTensor]:

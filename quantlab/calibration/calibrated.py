@@ -150,6 +150,7 @@ class Calibration:
             "recipe": recipe.to_config()["rules"],
             "method": method.name,
             "method_options": {"levels": method.levels, **method.options},
+            "original_beside": method.needs_drift,
             "calibration": self.provenance,
             "statistics": None if self.file is None else _file_digest(self.file.path),
             "statistics_out": self.options.statistics_out is not None,

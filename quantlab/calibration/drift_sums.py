@@ -77,8 +77,8 @@ def measured_beside(
         InputError: an input is NaN or infinite.
     """
     rows, columns = shape
-    total, drift, apart = MomentSum(columns), CrossSum(columns, columns), CrossSum(rows, columns)
-    added = False
+    total, drift = MomentSum(columns), CrossSum(columns, columns)
+    apart: CrossSum | None = None
     for start in range(0, len(batches), ROUND * threads):
         some = range(start, min(start + ROUND * threads, len(batches)))
         ours = list(in_order(lambda number: here(number).counted(batches[number]), some, threads))
@@ -90,8 +90,9 @@ def measured_beside(
             for met, other in zip(ours, theirs, strict=True)
             if met.residual is not None and other.residual is not None
         ]
-        apart.add(residuals, threads)
-        added = bool(residuals)
+        if residuals:
+            apart = apart or CrossSum(rows, columns)
+            apart.add(residuals, threads)
     found = statistics_of(name, total.symmetric(), batches)
-    residual = apart.mean(name, found.tokens) if added else None
+    residual = None if apart is None else apart.mean(name, found.tokens)
     return replace(found, drift=drift.mean(name, found.tokens), residual_drift=residual)

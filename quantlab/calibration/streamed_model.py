@@ -65,12 +65,19 @@ class StreamedModel:
     Attributes:
         blocks: number of transformer blocks.
         width: of the hidden states.
+        tells_residual: whether passes keep what `residual` tells, a sum and a tensor of hidden states for each.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, activations: Activations = "float"
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype = torch.float32,
+        activations: Activations = "float",
+        *,
+        tells_residual: bool = False,
     ) -> None:
         self.checkpoint, self.dtype, self.activations = checkpoint, dtype, activations
+        self.tells_residual = tells_residual
         self.model = empty_model(checkpoint).eval()
         _fill_buffers(self.model)
         self._stem = checkpoint.family.linear[0].partition(".*.")[0]
@@ -211,7 +218,7 @@ class StreamedModel:
     def forward_block(self, index: int, hidden: torch.Tensor, note: Note | None = None) -> torch.Tensor:
         """A loaded block's outputs for inputs [windows, length, width]; `note` gets what each linear weight meets."""
         call = self._calls[hidden.shape[1]][index]
-        self._notes.note, self._notes.residual = note, hidden
+        self._notes.note, self._notes.residual = note, hidden if self.tells_residual else None
         try:
             output = self._blocks[index](hidden, *call.arguments, **call.keywords)
         finally:
@@ -228,9 +235,11 @@ class StreamedModel:
         finally:
             self._notes.follows = False
 
-    def residual(self) -> torch.Tensor:
-        """The block's inputs and what was added to them so far, of this thread's pass [windows, length, width]."""
-        found: torch.Tensor = self._notes.residual
+    def residual(self) -> torch.Tensor | None:
+        """The block's inputs and what was added to them so far, of this thread's pass [windows, length, width]; None
+        where it is not to be told.
+        """
+        found: torch.Tensor | None = self._notes.residual
         return found
 
     def is_writer(self, name: str) -> bool:
@@ -242,8 +251,9 @@ class StreamedModel:
         factors stand between.
         """
         with one_thread_each():
-            outputs = self.forward_block(index, hidden[:1]).float()
-            apart = outputs - self.residual().float()
+            outputs, residual = self.forward_block(index, hidden[:1]).float(), self.residual()
+            assert residual is not None, "adds_up is for models that tell the residual"
+            apart = outputs - residual.float()
         return float(apart.square().mean()) <= SAME**2 * float(outputs.square().mean())
 
     def _watch(self, name: str) -> None:
@@ -265,7 +275,7 @@ class StreamedModel:
             if getattr(self._notes, "follows", False):
                 return inputs.new_zeros(*inputs.shape[:-1], rows)
             found = product(inputs)
-            if writes:
+            if writes and self._notes.residual is not None:
                 self._notes.residual = self._notes.residual + found
             return found
 

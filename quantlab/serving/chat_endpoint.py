@@ -12,8 +12,9 @@ from starlette.types import ASGIApp
 from quantlab.checkpoint.chat_text import chat_ids
 from quantlab.generation.generator import Completion
 from quantlab.generation.prompts import Message
+from quantlab.serving.answer_stream import Chunks, answer_chunks
 from quantlab.serving.api_error import ApiError
-from quantlab.serving.attendance import Attendance, result_of
+from quantlab.serving.attendance import Attendance
 from quantlab.serving.chat_answer import ChatAnswer
 from quantlab.serving.chat_request import ChatRequest, Retrieval, written_messages
 from quantlab.serving.event_stream import EventStream
@@ -24,7 +25,7 @@ from quantlab.serving.request_body import read_json_body
 from quantlab.serving.request_log import RequestNotes, notes_of
 from quantlab.serving.service import Service
 from quantlab.serving.texts import TextRequest, write_texts
-from quantlab.serving.turns import Finished, Turn
+from quantlab.serving.turns import Turn
 
 
 async def chat_completions(request: Request, service: Service) -> ASGIApp:
@@ -138,21 +139,14 @@ def _answer(work: ChatWork) -> ChatAnswer:
     )
 
 
-async def _chunks(
+def _chunks(
     answer: ChatAnswer, attendance: Attendance, first: list[Any], asked: ChatRequest, notes: RequestNotes
-) -> AsyncIterator[list[dict[str, Any]]]:
-    chunks, items = answer.first(asked.n or 1), first
-    while not isinstance(items[-1], Finished):
-        yield chunks + answer.pieces(items)
-        chunks, items = [], await attendance.items()
-    *pieces, end = items
-    chunks += answer.pieces(pieces)
-    if end.error is not None:
-        yield chunks
-    completions = result_of(end)
-    _note(notes, completions)
-    with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-    yield chunks + answer.last(completions, with_usage=with_usage)
+) -> AsyncIterator[Chunks]:
+    def end(completions: list[Completion]) -> Chunks:
+        _note(notes, completions)
+        return answer.last(completions, with_usage=bool(asked.stream_options and asked.stream_options.include_usage))
+
+    return answer_chunks(attendance, first, answer.first(asked.n or 1), answer.pieces, end)
 
 
 def _note(notes: RequestNotes, completions: list[Completion]) -> None:

@@ -9,7 +9,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
-from quantlab.serving.attendance import Attendance, result_of
+from quantlab.serving.answer_stream import Chunks, answer_chunks
+from quantlab.serving.attendance import Attendance
 from quantlab.serving.completion_answer import CompletionAnswer, Continued
 from quantlab.serving.completion_request import CompletionRequest, Prompt
 from quantlab.serving.event_stream import EventStream
@@ -18,7 +19,7 @@ from quantlab.serving.request_body import read_json_body
 from quantlab.serving.request_log import RequestNotes, notes_of
 from quantlab.serving.service import Service
 from quantlab.serving.texts import TextRequest, read_prompt, write_texts
-from quantlab.serving.turns import Finished, Turn
+from quantlab.serving.turns import Turn
 
 
 async def completions(request: Request, service: Service) -> ASGIApp:
@@ -101,22 +102,16 @@ class CompletionWork:
         return self._host.checked(prompt)
 
 
-async def _chunks(
+def _chunks(
     answer: CompletionAnswer, attendance: Attendance, first: list[Any], work: CompletionWork, notes: RequestNotes
-) -> AsyncIterator[list[dict[str, Any]]]:
+) -> AsyncIterator[Chunks]:
     asked = work.asked
-    chunks, items = answer.first(work.texts, asked.n or 1), first
-    while not isinstance(items[-1], Finished):
-        yield chunks + answer.pieces(items)
-        chunks, items = [], await attendance.items()
-    *pieces, end = items
-    chunks += answer.pieces(pieces)
-    if end.error is not None:
-        yield chunks
-    continued = result_of(end)
-    _note(notes, continued)
-    with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-    yield chunks + answer.last(continued, with_usage=with_usage)
+
+    def end(continued: list[Continued]) -> Chunks:
+        _note(notes, continued)
+        return answer.last(continued, with_usage=bool(asked.stream_options and asked.stream_options.include_usage))
+
+    return answer_chunks(attendance, first, answer.first(work.texts, asked.n or 1), answer.pieces, end)
 
 
 def _note(notes: RequestNotes, continued: list[Continued]) -> None:

@@ -98,6 +98,7 @@ def hooked_moments(folder: Path, windows: list[tuple[int, ...]]) -> dict[str, to
 def test_it_knows_whose_outputs_are_added_to_the_hidden_states(folder, windows, tmp_path):
     """Two layers of a block, one behind the other or side by side (GPT-NeoX); not where norms stand behind them."""
     streamed = Streamed(folder, windows, tmp_path)
+    streamed.model.tells_residual = True
     for index, hidden, outputs in streamed.blocks():
         writers = [name for name in streamed.model.linear_names(index) if streamed.model.is_writer(name)]
         assert len(writers) == 2

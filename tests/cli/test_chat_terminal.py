@@ -9,10 +9,11 @@ import pty
 import re
 import select
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,19 @@ class Screen:
         while not (found := re.compile(text).search(self._seen, self._read_until)):
             assert time.monotonic() < deadline, f"{text!r} is not in {self._seen[self._read_until :]!r}"
             if select.select([self._master], [], [], 0.5)[0]:
-                self._seen += CONTROL.sub("", os.read(self._master, 4096).decode(errors="replace"))
+                try:
+                    self._seen += CONTROL.sub("", os.read(self._master, 4096).decode(errors="replace"))
+                except OSError:  # the process has ended
+                    raise AssertionError(
+                        f"{text!r} is not in {self._seen[self._read_until :]!r}, and that is all"
+                    ) from None
         self._read_until = found.end()
         return found.group()
+
+    def answer(self, prompt: str, keys: str) -> None:
+        """Type when asked. What is typed earlier is on the screen twice, and the first time before anybody reads it."""
+        self.expect(prompt)
+        self.type(keys)
 
 
 def take_terminal() -> None:
@@ -51,12 +62,16 @@ def take_terminal() -> None:
     heed_ctrl_c()
 
 
+def chatting(model: Path, *arguments: object) -> AbstractContextManager[Screen]:
+    return on_terminal(*QUANTLAB, "chat", str(model), "-t", "1", *map(str, arguments))
+
+
 @contextmanager
-def chatting(model: Path, *arguments: object) -> Iterator[Screen]:
+def on_terminal(*command: str) -> Iterator[Screen]:
     master, terminal = pty.openpty()
     with subprocess.Popen(
-        [*QUANTLAB, "chat", str(model), "-t", "1", *map(str, arguments)], stdin=terminal, stdout=terminal,
-        stderr=terminal, env=environment(TERM="xterm", NO_COLOR="1", INPUTRC="/dev/null"), preexec_fn=take_terminal,
+        command, stdin=terminal, stdout=terminal, stderr=terminal, preexec_fn=take_terminal,
+        env=environment(TERM="xterm", NO_COLOR="1", INPUTRC="/dev/null"),
     ) as process:  # fmt: skip
         os.close(terminal)
         try:
@@ -83,38 +98,37 @@ def test_a_session(endless: Path, tmp_path: Path) -> None:
     with chatting(endless, "-n", 5, "--temp", 0, "--history", history) as screen:
         screen.expect(r"native engine, context of 4096 tokens; /help lists commands\]\n")
         screen.expect("no chat template")
-        screen.type("one\\\n")
-        screen.expect(r"\.\.\. ")
-        screen.type("two\n")
+        screen.answer("> ", "one\\\n")
+        screen.answer(r"\.\.\. ", "two\n")
         screen.expect(r"\[\d+ prompt tokens at \d+/s, 5 generated at [\d.]+/s, cut at 5: /set max-tokens")
-        screen.type(PASTE.format("three\nfour"))
+        screen.answer("\n> ", PASTE.format("three\nfour"))
         screen.type("\n")
         screen.expect(r"\[\d+ prompt tokens \(\d+ cached\)")
-        screen.type("/nothing\n")  # told, and the chat goes on
+        screen.answer("\n> ", "/nothing\n")  # told, and the chat goes on
         screen.expect("/nothing: no such command")
-        screen.type("/se\t\n")  # Tab offers /set
+        screen.answer("\n> ", "/se\t\n")  # Tab offers /set
         screen.expect("max-tokens 5")
-        screen.type("a word")
+        screen.answer("\n> ", "a word")
         screen.expect("a word")
         screen.type(CTRL_C)  # takes the words away
         screen.expect(r"\[Ctrl-C again or Ctrl-D leaves\]")
-        screen.type("another")
+        screen.answer("\n> ", "another")
         screen.expect("another")
         screen.type(CTRL_C)  # these too, and does not leave
         screen.expect(r"\[Ctrl-C again or Ctrl-D leaves\]")
-        screen.type("/set max-tokens 100000\n")
+        screen.answer("\n> ", "/set max-tokens 100000\n")
         screen.expect("max-tokens 100000\n")
-        screen.type("five\n")
+        screen.answer("> ", "five\n")
         screen.expect("five\n.")
         screen.type("/undo\n")  # seen when it is its turn
         screen.type(CTRL_C)
         shown = screen.expect(r"(.|\n)*\[stopped\]\n> /undo\n\[forgotten: five\]")
         assert shown.count("/undo") == 1
-        screen.type("/retry\n")
+        screen.answer("\n> ", "/retry\n")
         screen.expect("at temperature 0 every seed gives the same answer.*\n.")
         screen.type(CTRL_C + CTRL_C)  # the second one, a moment too late, does not leave
         screen.expect(r"\[stopped\]")
-        screen.type(f"/save {file}\n")
+        screen.answer("\n> ", f"/save {file}\n")
         screen.expect(r"\[4 messages in (.|\n)*> ")
         screen.type(CTRL_D)
         assert screen.process.wait(PATIENCE) == 0
@@ -133,3 +147,30 @@ def test_ctrl_c_twice_leaves(endless: Path) -> None:
         screen.type(CTRL_C)
         screen.expect("quantlab: interrupted; nothing was left half-written\n")
         assert screen.process.wait(PATIENCE) == 130
+
+
+LATE_CTRL_C = """
+import signal, threading, time
+from quantlab.cli.chat_terminal import open_terminal
+
+def press():  # a signal in this thread wakes no other one
+    time.sleep(0.3)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+with open_terminal([], None) as terminal:
+    threading.Thread(target=press, daemon=True).start()
+    try:
+        terminal.read(False)
+    except KeyboardInterrupt:
+        print("heeded", signal.getitimer(signal.ITIMER_REAL), signal.getsignal(signal.SIGALRM))
+    print("typed:", terminal.read(False))
+"""
+
+
+def test_ctrl_c_is_heeded_when_it_does_not_break_off_the_waiting() -> None:
+    with on_terminal(sys.executable, "-c", LATE_CTRL_C) as screen:
+        screen.expect(r"heeded \(0\.0, 0\.0\) 0")
+        screen.expect("> ")
+        time.sleep(0.3)  # a few ticks
+        screen.type("words\n")
+        screen.expect("typed: words")
