@@ -1,8 +1,8 @@
 """What searching for a merge is worth: weights, layer paths and learned weights on small models of our own.
 
     python benchmarks/merge_search.py [BASE] [--work DIR] [--general TEXT] [--trials 60] [--path-trials 100]
-        [--path-seeds 0] [--scalings pairs,none] [--rows 400] [--seed 0] [--threads N] [--tables search,learned]
-        [--json FILE]
+        [--path-seeds 0] [--orders depth] [--scalings pairs,none] [--rows 400] [--seed 0] [--threads N]
+        [--tables search,learned] [--json FILE]
 
 The models are those of merge_ladder.py, which may share its work folder.
 
@@ -10,8 +10,9 @@ search    `whisper` of merge_tasks.py is a task that takes both of what two mode
           `quantlab evolve` sees the loss of answers on its dev rows; what is printed is of its test rows. PS: weights
           and densities of a TIES merge of the two; PS+DFS: layer paths through that merge and the better parent, with
           factors (W) where a path leaps, one for each pair of layers or for each place in the path (slots), and
-          without, searched anew for each of --path-seeds. `W set to 1` is the winner with its factors taken out, as in
-          section 4 of arXiv 2403.13187. `untuned` is TIES with equal weights and density 0.5.
+          without, searched anew for each of --path-seeds and --orders (of layers, see `PathSpace`). `W set to 1` is
+          the winner with its factors taken out, as in section 4 of arXiv 2403.13187. `untuned` is TIES with equal
+          weights and density 0.5.
 learned   One merge of all four tuned models, by text: the first `--rows` training rows of every task. The grid is
           task arithmetic with 11 equal weights, the best by that text's loss; `quantlab merge --learn` learns a weight
           for each model and layer from the same text. Seconds are wall time of everything that each side does, and
@@ -28,6 +29,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +54,7 @@ from quantlab.search.learning_report import LearningReport
 from quantlab.training.prepared import DataSettings, prepare_data
 
 Scaling = Literal["pairs", "slots", "none"]
+Order = Literal["depth", "passes"]
 PARENTS = ("where", "secret")
 START = 0.3  # each model's weight before learning
 STEPS = 40
@@ -83,6 +86,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--path-trials", type=int, default=100)
     parser.add_argument("--path-seeds", type=lambda text: [int(word) for word in text.split(",")], default=[0])
     parser.add_argument("--scalings", type=lambda text: text.split(","), default=["pairs", "none"])
+    parser.add_argument("--orders", type=lambda text: text.split(","), default=["depth"])
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -106,9 +110,8 @@ def search_table(models: Models, arguments: argparse.Namespace) -> dict[str, Any
     space = Genome(tuple(map(str, parents.values())), str(models.base), "ties", settings={"dtype": "float32"})
     weights = found(models, "evolved-weights", space, arguments.trials, arguments.seed)
     candidates = {"base": models.base, **parents, "TIES, untuned": untuned, "PS": weights}
-    for seed in arguments.path_seeds:
-        for scaling in arguments.scalings:
-            candidates |= layer_paths(models, (weights, better), scaling, seed, arguments.path_trials)
+    for seed, order, scaling in product(arguments.path_seeds, arguments.orders, arguments.scalings):
+        candidates |= layer_paths(models, (weights, better), order, scaling, seed, arguments.path_trials)
     losses = {name: answers(models, path, "test") for name, path in candidates.items()}
     printed, said = [], {}
     for name, loss in losses.items():
@@ -122,13 +125,14 @@ def search_table(models: Models, arguments: argparse.Namespace) -> dict[str, Any
 
 
 def layer_paths(
-    models: Models, through: tuple[Path, Path], scaling: Scaling, seed: int, trials: int
+    models: Models, through: tuple[Path, Path], order: Order, scaling: Scaling, seed: int, trials: int
 ) -> dict[str, Path]:
     """The best path through two models that one search finds, and where it has factors, the same path without them."""
-    genome = Genome((str(through[0]), str(through[1])), space="layers", scaling=scaling, settings={"dtype": "float32"})
-    folder = f"evolved-paths-{scaling}-{trials}-s{seed}"
+    pair = (str(through[0]), str(through[1]))
+    genome = Genome(pair, space="layers", order=order, scaling=scaling, settings={"dtype": "float32"})
+    folder = f"evolved-paths-{order}-{scaling}-{trials}-s{seed}"
     best = found(models, folder, genome, trials, seed)
-    name = f"PS+DFS, seed {seed}, W: {scaling}"
+    name = f"PS+DFS, {order}, seed {seed}, W: {scaling}"
     if scaling == "none":
         return {name: best}
     config = yaml.safe_load((best / CONFIG_FILE).read_text(encoding="utf-8"))

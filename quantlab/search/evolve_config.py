@@ -18,12 +18,13 @@ from quantlab.search.fitness import DEFAULT_CONTEXT, Term
 Range = tuple[float, float]
 SPACES = ("parameters", "layers", "both")
 SCALINGS = ("pairs", "slots", "none")
+ORDERS = ("depth", "passes")
 MOST_BYTES = 1_000_000  # of a config file
 KEYS = ("genome", "fitness", "test")
 SETTINGS = ("dtype", "out_dtype", "tokenizer", "tokenizer_source", "chat_template", "missing_biases")
 GENOME_KEYS = (
     "models", "base_model", "merge_method", "layer_granularity", "normalize", "allow_negative_weights", "parameters",
-    "ranges", "space", "repetitions", "scaling", "scaling_range", "start", "partner", *SETTINGS,
+    "ranges", "space", "order", "repetitions", "scaling", "scaling_range", "start", "partner", *SETTINGS,
 )  # fmt: skip
 TERM_KEYS = ("loss", "task", "call", "weight", "context", "limit", "max_tokens")
 
@@ -40,7 +41,9 @@ class Genome:
         group: layers that share values (`layer_granularity`); None: all do.
         fixed: parameters of the method that are not searched.
         settings: further keys of the merge configs.
-        repetitions: how often a path may go through all layers.
+        order: of the layers that a path takes or leaves out: by "depth" (every model's first layer, then every second
+            one), or in "passes", one model after the other.
+        repetitions: how often each layer may be part of a path.
         scaling: a factor for every pair of layers that a path may make neighbours, or for every place, or none.
         scaling_range: of these factors.
         start: where layers start that are no part of the first model's first pass, in standard deviations; above 0 a
@@ -56,6 +59,7 @@ class Genome:
     group: int | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    order: Literal["depth", "passes"] = "depth"
     repetitions: int = 2
     scaling: Literal["pairs", "slots", "none"] = "pairs"
     scaling_range: Range = (0.5, 1.5)
@@ -129,6 +133,7 @@ class _Reader:
             group=read("layer_granularity", self._whole, None) or None,
             fixed=self._fixed(entries),
             settings={key: _plain(entries[key]) for key in SETTINGS if key in entries},
+            order=read("order", self._word(ORDERS), Genome.order),
             repetitions=read("repetitions", self._whole, Genome.repetitions),
             scaling=read("scaling", self._word(SCALINGS), Genome.scaling),
             scaling_range=read("scaling_range", self._range, Genome.scaling_range),
@@ -157,7 +162,7 @@ class _Reader:
         if not -2.5 <= genome.start <= 2.5:
             add(f"genome.start {genome.start:g}: must be from -2.5 to 2.5 standard deviations")
         unused: dict[str, tuple[str, ...]] = {
-            "parameters": ("repetitions", "scaling", "scaling_range", "start", "partner")
+            "parameters": ("order", "repetitions", "scaling", "scaling_range", "start", "partner")
         }
         unused["layers"] = (
             "layer_granularity",

@@ -187,10 +187,13 @@ def _gene_name(name: str, model: int | None, group: int) -> str:
 
 
 class PathSpace:
-    """Paths through the layers of models of one shape: all layers in order, some times over, of which each is left out
-    or not; and factors for the residual stream where a path goes on at another layer than the next.
+    """Paths through the layers of models of one shape: all layers in an order, each of which is left out or not; and
+    factors for the residual stream where a path goes on at another layer than the next.
 
-    Paths begin with the first model's first layer and end with its last, as do embeddings and head.
+    Paths begin with the first model's first layer and end with its last, as do embeddings and head. The order is that
+    of arXiv 2403.13187 ("passes": model after model, some times over) or goes by depth: every model's first layer some
+    times over, then every second one. What does well in practice, a layer run twice or one model's in another's place,
+    is one step from the first model by depth; in passes it takes some five at once.
 
     Raises:
         InputError: a family that factors do not fold into, or too many of them.
@@ -201,16 +204,20 @@ class PathSpace:
         self.models, self._genome, self._family = tuple(models), genome, models[0].family
         own = [(model, layer) for model, each in enumerate(models) for layer in range(each.layers)]
         self._slots = own * genome.repetitions
+        if genome.order == "depth":
+            self._slots.sort(key=lambda slot: slot[1])  # models of one depth stay in turns
+        firsts = {self._slots.index(slot) for slot in own}
+        first_model = {at for at in firsts if self._slots[at][0] == 0}
         self._last = (0, models[0].layers - 1)
-        starts = [FIRST_PASS if at < models[0].layers else genome.start for at in range(len(self._slots))]
+        starts = [FIRST_PASS if at in first_model else genome.start for at in range(len(self._slots))]
         included = [Gene(f"slot.{at}", start - SIGMAS, start + SIGMAS) for at, start in enumerate(starts) if at > 0]
         self.genes = (*included, *self._scale_genes(own))
         middles = {gene.name: gene.middle for gene in self.genes}
-        outside = {f"slot.{at}": min(start, -1.0) for at, start in enumerate(starts) if at >= models[0].layers}
+        outside = {f"slot.{at}": min(start, -1.0) for at, start in enumerate(starts) if at not in first_model}
         self.start: Values = middles | outside  # the first model as it is
-        stacked = {f"slot.{at}": 1.0 if at < len(own) else -1.0 for at in range(1, len(self._slots))}
+        once = {f"slot.{at}": 1.0 if at in firsts else -1.0 for at in range(1, len(self._slots))}
         unscaled = {name: 1.0 for name in middles if name.startswith("scale.")}
-        self.plain: Values = stacked | unscaled  # all layers of all models once
+        self.plain: Values = once | unscaled  # all layers of all models once
 
     def config(self, values: Values) -> str:
         return path_config(self.path(values), self._family, **self._genome.settings)

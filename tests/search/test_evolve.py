@@ -107,19 +107,25 @@ def test_layer_groups_have_weights_of_their_own(models, tmp_path):
     assert len(set(values_of(tmp_path / "out")[1].values())) == 4
 
 
-def test_paths_through_layers(models, texts, tmp_path):
+@pytest.mark.parametrize(
+    ("order", "stack"),
+    [  # all layers of both once, and the first's last
+        ("passes", (("a", 0, 2), ("b", 0, 2), ("a", 1, 2))),
+        ("depth", (("a", 0, 1), ("b", 0, 1), ("a", 1, 2), ("b", 1, 2), ("a", 1, 2))),
+    ],
+)
+def test_paths_through_layers(order, stack, models, texts, tmp_path):
     """The first candidate is the first model as it is; what is written scores what the search says."""
     out, (fitness, _) = tmp_path / "out", texts
     terms = [{"loss": str(fitness), "context": 32}]
-    layers = genome(models, space="layers", merge_method=None, base_model=None, start=0.0)
+    layers = genome(models, space="layers", order=order, merge_method=None, base_model=None, start=0.0)
     found = evolve(write_config(tmp_path / "evolve.yml", genome=layers, fitness=terms), out, trials=4)
     first = found.baseline_scores[str(models["a"])]
     history = json.loads((out / "evolution.json").read_text())
     assert history["trials"][0]["score"] == first
     assert found.best_score >= first
     assert found.best_score == -perplexity(out, fitness, context=32).nll
-    ranges = (("a", 0, 2), ("b", 0, 2), ("a", 1, 2))  # all layers of both, one behind the other, and the first's last
-    slices = [{"sources": [{"model": str(models[name]), "layer_range": [begin, end]}]} for name, begin, end in ranges]
+    slices = [{"sources": [{"model": str(models[name]), "layer_range": [begin, end]}]} for name, begin, end in stack]
     write_config(tmp_path / "stack.yml", merge_method="passthrough", slices=slices)
     merge_checkpoints(tmp_path / "stack.yml", tmp_path / "stack")
     assert found.baseline_scores["untuned"] == -perplexity(tmp_path / "stack", fitness, context=32).nll

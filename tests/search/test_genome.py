@@ -87,7 +87,7 @@ def paths(opened, **changes: object) -> PathSpace:
 
 def test_a_path_begins_as_the_first_model(opened):
     """Slots: a's three layers, b's three, and both once more; the first one has no gene."""
-    space = paths(opened, repetitions=2)
+    space = paths(opened, order="passes", repetitions=2)
     a, b = (model.name for model in opened)
     slots = [gene for gene in space.genes if gene.name.startswith("slot.")]
     assert [gene.middle for gene in slots] == [2.0] * 2 + [-1.5] * 9
@@ -96,9 +96,24 @@ def test_a_path_begins_as_the_first_model(opened):
     assert space.path(space.plain) == (*(Slot(m, layer) for m in (a, b) for layer in range(3)), Slot(a, 2))
 
 
+def test_by_depth_a_repeated_and_a_replaced_layer_are_one_step_away(opened):
+    """Slots: a0 b0 a0 b0 a1 b1 a1 b1 a2 b2 a2 b2."""
+    space = paths(opened, repetitions=2)
+    a, b = (model.name for model in opened)
+    middles = {gene.name: gene.middle for gene in space.genes if gene.name.startswith("slot.")}
+    assert [middles[f"slot.{at}"] for at in range(1, 12)] == [-1.5] * 3 + [2.0] + [-1.5] * 3 + [2.0] + [-1.5] * 3
+    first = tuple(Slot(a, layer) for layer in range(3))
+    assert space.path(space.start) == first
+    assert space.path({**space.start, "slot.6": 0.1}) == (*first[:2], Slot(a, 1), first[2])
+    replaced = {**space.start, "slot.4": -0.1, "slot.5": 0.1, "scale.0:0-1:1": 0.75, "scale.1:1-0:2": 1.25}
+    assert space.path(replaced) == (first[0], Slot(b, 1, 0.75), Slot(a, 2, 1.25))
+    stacked = [Slot(name, layer) for layer in range(3) for name in (a, b)]
+    assert space.path(space.plain) == (*stacked, Slot(a, 2))
+
+
 def test_scales_stand_between_layers_that_are_no_neighbours(opened):
     """a0 b0 b1 a2: W of a0 before b0, none of b0 before b1, W of b1 before a2, which closes the path."""
-    space = paths(opened, repetitions=1)
+    space = paths(opened, order="passes", repetitions=1)
     a, b = (model.name for model in opened)
     values = dict.fromkeys((gene.name for gene in space.genes), -1.0)
     values |= {"slot.3": 0.1, "slot.4": 0.1, "scale.0:0-1:0": 0.75, "scale.1:1-0:2": 1.25}
@@ -106,10 +121,10 @@ def test_scales_stand_between_layers_that_are_no_neighbours(opened):
     pairs = [gene for gene in space.genes if gene.name.startswith("scale.")]
     assert len(pairs) == 36 - 4
     assert {(gene.low, gene.high) for gene in pairs} == {(0.5, 1.5)}
-    unscaled = paths(opened, repetitions=1, scaling="none")
+    unscaled = paths(opened, order="passes", repetitions=1, scaling="none")
     assert [slot.scale for slot in unscaled.path(values)] == [1.0] * 4
     assert len(unscaled.genes) == 5
-    by_place = paths(opened, repetitions=1, scaling="slots")
+    by_place = paths(opened, order="passes", repetitions=1, scaling="slots")
     assert len(by_place.genes) == 5 + 6
     values |= {"scale.3": 0.6, "scale.4": 9.0, "scale.6": 0.7}
     assert [slot.scale for slot in by_place.path(values)] == [1.0, 0.6, 1.0, 0.7]
@@ -175,6 +190,10 @@ WRONG = {
     "scales": (
         {"genome": {"models": ["a"], "space": "layers", "scaling_range": [0, 1]}, "fitness": FITNESS},
         "must be above 0",
+    ),
+    "an order": (
+        {"genome": {"models": ["a"], "space": "layers", "order": "deep"}, "fitness": FITNESS},
+        "genome.order: 'deep' is not known.*depth",
     ),
     "a partner": (
         {"genome": GENOME | {"space": "both", "partner": "z"}, "fitness": FITNESS},
