@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quantlab.adapters.extract import extract_adapter
     from quantlab.adapters.reading import read_adapter
+    from quantlab.calibration.calibrated import CalibrationOptions
     from quantlab.calibration.fuse import fuse_adapter
+    from quantlab.calibration.learned import LearnSettings
     from quantlab.calibration.quantize import quantize_checkpoint
+    from quantlab.calibration.samples import CalibrationRequest
     from quantlab.checkpoint import load_tokenizer, open_checkpoint
     from quantlab.errors import InputError
     from quantlab.evaluation.compare import compare
@@ -33,9 +36,12 @@ if TYPE_CHECKING:
     from quantlab.training.qat_settings import QatSettings
 
 _HOMES = {
+    "CalibrationOptions": "quantlab.calibration.calibrated",
+    "CalibrationRequest": "quantlab.calibration.samples",
     "FORMATS": "quantlab.formats",
     "FinetuneSettings": "quantlab.training.finetune_settings",
     "InputError": "quantlab.errors",
+    "LearnSettings": "quantlab.calibration.learned",
     "QatSettings": "quantlab.training.qat_settings",
     "Recipe": "quantlab.formats",
     "SamplingParams": "quantlab.generation.sampling",
@@ -61,8 +67,11 @@ _HOMES = {
 
 __all__ = [
     "FORMATS",
+    "CalibrationOptions",
+    "CalibrationRequest",
     "FinetuneSettings",
     "InputError",
+    "LearnSettings",
     "QatSettings",
     "Recipe",
     "SamplingParams",

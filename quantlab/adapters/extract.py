@@ -56,7 +56,7 @@ class ExtractReport:
 def extract_adapter(
     base: str | Path,
     tuned: str | Path,
-    out: Path,
+    out: str | Path,
     *,
     rank: int,
     targets: str = "all-linear",
@@ -78,7 +78,7 @@ def extract_adapter(
         InputError: a wrong rank or target, models that do not belong together, or do not differ; `out` exists, or is
             one of the models.
     """
-    started = time.monotonic()
+    started, out = time.monotonic(), Path(out)
     if not 1 <= rank <= MOST_RANK:
         raise InputError(f"--rank {rank}: 1 to {MOST_RANK} are possible")
     original, changed = open_checkpoint(base), open_checkpoint(tuned)

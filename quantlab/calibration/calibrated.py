@@ -39,6 +39,11 @@ class CalibrationOptions:
     activations: str = "int8"
     method_options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in ("statistics", "statistics_out"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Path(path))  # a str does as well
+
     def check(self, method: str) -> None:
         """Refuse options that contradict each other or the method.
 

@@ -53,7 +53,7 @@ class FuseReport:
 def fuse_adapter(
     model: str | Path,
     adapters: Source | Sequence[Source],
-    out: Path,
+    out: str | Path,
     *,
     method: str = DEFAULT_METHOD,
     calibration: CalibrationOptions | None = None,
@@ -73,7 +73,7 @@ def fuse_adapter(
     Raises:
         InputError: an adapter for another model, or one whose update the blocks cannot hold; see `quantize_checkpoint`.
     """
-    started = time.monotonic()
+    started, out = time.monotonic(), Path(out)
     checkpoint = open_checkpoint(model)
     check_beside(checkpoint, out)
     check_shapes(checkpoint)

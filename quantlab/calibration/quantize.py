@@ -66,7 +66,7 @@ class QuantizeReport:
 
 def quantize_checkpoint(
     model: str | Path,
-    out: Path,
+    out: str | Path,
     *,
     format: str = "q4_1",
     uniform: bool = False,
@@ -105,7 +105,7 @@ def quantize_checkpoint(
             infinity or a scale beyond fp16, calibration text or statistics that are none or do not fit, unfinished work
             that was not to be resumed, an `out` that exists or is the model itself, a full disk.
     """
-    started = time.monotonic()
+    started, out = time.monotonic(), Path(out)
     chosen = format_named(format)
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}; choose one of: {', '.join(METHODS)}")

@@ -44,6 +44,8 @@ class CalibrationRequest:
         return any(value is not None for value in (self.text, self.samples, self.length))
 
     def __post_init__(self) -> None:
+        if self.text is not None:
+            object.__setattr__(self, "text", Path(self.text))  # a str does as well
         if self.samples is not None and self.samples < 1:
             raise InputError(f"--calibration-samples {self.samples}: at least 1 is needed")
         if self.length is not None and self.length < 2 * SHORTEST:

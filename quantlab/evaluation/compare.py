@@ -101,7 +101,7 @@ class Measurement:
 def compare(
     a: str | Path,
     b: str | Path,
-    text: Path,
+    text: str | Path,
     *,
     context: int = 512,
     stride: int | None = None,
@@ -122,7 +122,7 @@ def compare(
     return measure(
         a,
         b,
-        text,
+        Path(text),
         context=context,
         stride=stride,
         windows=windows,

@@ -39,7 +39,7 @@ class PerplexityResult:
 
 def perplexity(
     model: str | Path,
-    text: Path,
+    text: str | Path,
     *,
     context: int = 512,
     stride: int | None = None,
@@ -70,7 +70,7 @@ def perplexity(
         InputError: the model, an adapter or the text cannot be read, the context is longer than the model's, or its
             logits are not finite.
     """
-    cut = windows_of(text, load_tokenizer(model), context, stride, windows)
+    cut = windows_of(Path(text), load_tokenizer(model), context, stride, windows)
     warn_of_overlap(model, cut)
     scorer = open_scorer(model, engine, context, threads, activations=activations, kv=kv, adapters=adapters)
     values, done, summed, total = [], 0, 0.0, sum(window.scored for window in cut)

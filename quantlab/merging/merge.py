@@ -24,7 +24,7 @@ from quantlab.native import default_threads
 
 def merge_checkpoints(
     config: str | Path | MergeConfig,
-    out: Path,
+    out: str | Path,
     *,
     max_ram: int | str | None = None,
     format: str | None = None,
@@ -32,9 +32,9 @@ def merge_checkpoints(
     recipe: str | None = None,
     method: str | None = None,
     calibration: CalibrationOptions | None = None,
-    statistics: Mapping[str, Path] | None = None,
+    statistics: Mapping[str, str | Path] | None = None,
     rank: int | None = None,
-    report: Path | None = None,
+    report: str | Path | None = None,
     seed: int = 0,
     threads: int | None = None,
     overwrite: bool = False,
@@ -76,7 +76,7 @@ def merge_checkpoints(
             listed), a memory limit below what the largest tensor needs, unfinished work that was not to be resumed, an
             `out` that exists or is one of the models, a full disk.
     """
-    started = time.monotonic()
+    started, out = time.monotonic(), Path(out)
     packing = Packing(format, uniform, recipe, method, calibration)
     parsed = config if isinstance(config, MergeConfig) else read_config(config)
     packing.check(reads_text=uses_grams(parsed.method))
@@ -92,8 +92,8 @@ def merge_checkpoints(
             config=parsed,
             out=out,
             packing=packing,
-            texts=InputTexts(statistics or {}, text, seed),
-            conflicts=None if report is None else ConflictFiles(report),
+            texts=InputTexts({name: Path(file) for name, file in (statistics or {}).items()}, text, seed),
+            conflicts=None if report is None else ConflictFiles(Path(report)),
             limit=limit_of(max_ram),
             seed=seed,
             threads=default_threads() if threads is None else threads,

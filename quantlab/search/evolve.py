@@ -42,7 +42,7 @@ EMBEDDING_ROWS = 1024  # that tell how small the residual stream may be
 
 def evolve(
     config: str | Path | EvolveConfig,
-    out: Path,
+    out: str | Path,
     *,
     trials: int = 100,
     storage: str | None = None,
@@ -74,7 +74,7 @@ def evolve(
         InputError: a config, model or file that is wrong, fitness and test that have rows in common, a storage that
             cannot be opened, an `out` that exists; no candidate could be scored.
     """
-    started = time.monotonic()
+    started, out = time.monotonic(), Path(out)
     if trials < 1:
         raise InputError(f"--trials {trials}: at least 1 is needed")
     if sampler not in SAMPLERS:

@@ -40,9 +40,9 @@ class PretrainResult:
 
 
 def pretrain(
-    recipe_path: Path,
-    data: Path,
-    out: Path,
+    recipe_path: str | Path,
+    data: str | Path,
+    out: str | Path,
     *,
     resume: bool = False,
     tokens: int | None = None,
@@ -66,11 +66,12 @@ def pretrain(
         InputError: a wrong recipe or text, an existing `out`, or unfinished work in `<out>.training` without `resume`.
         TrainingFailedError: the loss became NaN, or weights that no block can hold.
     """
+    recipe_path, out = Path(recipe_path), Path(out)
     recipe = read_pretrain_recipe(recipe_path)
     changes = {"tokens": tokens, "seed": seed}
     recipe = recipe.with_schedule(**{name: value for name, value in changes.items() if value is not None})
     recipe = recipe.with_format(format)
-    corpus = open_corpus(data)
+    corpus = open_corpus(Path(data))
     work = out.with_name(out.name + ".training")
     if out.exists():
         raise InputError(f"{out}: exists already; remove it or choose another folder")
