@@ -56,6 +56,7 @@ from quantlab.training.prepared import DataSettings, prepare_data
 Scaling = Literal["pairs", "slots", "none"]
 Order = Literal["depth", "passes"]
 PARENTS = ("where", "secret")
+WITHOUT = " set to 1"  # behind a path's name: the same with its factors taken out
 START = 0.3  # each model's weight before learning
 STEPS = 40
 STEP_TOKENS = 1024
@@ -120,6 +121,12 @@ def search_table(models: Models, arguments: argparse.Namespace) -> dict[str, Any
         printed.append((name, f"{seen:.4f}", f"{loss.mean:.4f}", f"{difference:+.4f} +- {1.96 * error:.4f}"))
         said[name] = {"dev": seen, "test": loss.mean, "less_ps": difference, "reach": 1.96 * error}
     print_table((f"{COMPOSITE}, nats per token", "dev", "test", "less PS's (95 %)"), printed)
+    removed = [(name, f"{name}{WITHOUT}") for name in losses if f"{name}{WITHOUT}" in losses]
+    for name, without in removed:
+        difference, error = ratio(losses[without].sums - losses[name].sums, losses[name].tokens)
+        verdict = "holds" if difference - 1.96 * error > 0 else "MISSED"
+        print(f"{name}: removing W costs {difference:+.4f} +- {1.96 * error:.4f} (95 %): {verdict}")
+        said[name] |= {"removing_w_costs": difference, "removing_w_reach": 1.96 * error}
     print()
     return said
 
@@ -138,7 +145,7 @@ def layer_paths(
     config = yaml.safe_load((best / CONFIG_FILE).read_text(encoding="utf-8"))
     for part in config["slices"]:
         part["sources"][0].pop("parameters", None)
-    return {name: best, f"{name} set to 1": models.merged(f"{folder}-unscaled", config)}
+    return {name: best, f"{name}{WITHOUT}": models.merged(f"{folder}-unscaled", config)}
 
 
 def found(models: Models, name: str, genome: Genome, trials: int, seed: int) -> Path:

@@ -192,8 +192,9 @@ class PathSpace:
 
     Paths begin with the first model's first layer and end with its last, as do embeddings and head. The order is that
     of arXiv 2403.13187 ("passes": model after model, some times over) or goes by depth: every model's first layer some
-    times over, then every second one. What does well in practice, a layer run twice or one model's in another's place,
-    is one step from the first model by depth; in passes it takes some five at once.
+    times over, then every second one. What does well in practice, a layer run twice or one model's behind another's, is
+    one gene from the first model by depth and up to some 2 x layers genes in passes; paths that go back to a lower
+    layer are there in passes alone.
 
     Raises:
         InputError: a family that factors do not fold into, or too many of them.
