@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 from safetensors import safe_open
 
 REPOSITORY = Path(__file__).parents[1]
@@ -73,6 +75,22 @@ def test_floors_are_declared() -> None:
     assert "transformers>=5.20,<6" in metadata["dependencies"]
     assert not [dependency for dependency in metadata["dependencies"] if "==" in dependency]
     assert metadata["scripts"] == {"quantlab": "quantlab.cli:main"}
+
+
+def test_pins_can_be_had_on_the_oldest_python() -> None:
+    """Every package of constraints.txt that is installed here runs on 3.11.0: Debian 12 has 3.11.2."""
+    text = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
+    pins = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;]+)", text, flags=re.MULTILINE)
+    wanted = {}
+    for name, version in pins:
+        try:
+            found = importlib.metadata.metadata(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if found["Version"].partition("+")[0] == version:
+            wanted[name] = found["Requires-Python"] or ""
+    assert len(wanted) > len(pins) / 2
+    assert {name: needs for name, needs in wanted.items() if not SpecifierSet(needs).contains("3.11.0")} == {}
 
 
 def test_no_tracked_file_points_outside_the_repository() -> None:
