@@ -104,9 +104,10 @@ def test_searches_run_and_go_on(tiny, monkeypatch, prose):
     arguments = "--general", prose, "--trials", 2, "--path-trials", 2, "--rows", 24, "--scalings", "slots,none"
     said = tiny(merge_search, *arguments)
     assert said["search"]["PS"]["less_ps"] == 0
-    paths = ["PS+DFS, seed 0, W: slots", "PS+DFS, seed 0, W: slots set to 1", "PS+DFS, seed 0, W: none"]
+    paths = [f"PS+DFS, depth, seed 0, W: {way}" for way in ("slots", "slots set to 1", "none")]
     assert [name for name in said["search"] if name.startswith("PS+DFS")] == paths
     for name in (paths[0], paths[2]):
         assert said["search"][name]["dev"] <= said["search"]["PS"]["dev"]  # where the search begins
+    assert {"removing_w_costs", "removing_w_reach"} <= said["search"][paths[0]].keys()
     assert set(said["learned"]["losses"]) == {"grid", "learned"}
     assert tiny(merge_search, *arguments) == said
