@@ -2,7 +2,7 @@
 
 Statistics of a linear layer are taken with everything before it quantized already, within the block too: later layers
 make up for what earlier ones lost, and each batch goes through each block once, multiplied by quantized weights. Where
-the drift is corrected, the original's block runs beside it.
+the drift is corrected, the original's block runs before it, and tells what it met.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from quantlab.calibration import collection
 from quantlab.calibration.activations import ActivationFile
 from quantlab.calibration.batches import Batch, batches_of
 from quantlab.calibration.block_pass import BlockPass
+from quantlab.calibration.original_block import OriginalBlock
 from quantlab.calibration.samples import CalibrationSamples
 from quantlab.calibration.statistics_file import StatisticsParts
 from quantlab.calibration.streamed_model import Activations, StreamedModel, TableReader
@@ -176,58 +178,59 @@ class BlockwiseQuantizer:
         return searched.packed.dequantize()
 
     def _activations(self, block: int, *, create: bool = False, original: bool = False) -> ActivationFile:
-        path = self.work.activations(block, original=original)
-        return ActivationFile(path, self.batches, self.model.width, self.method.dtype, create=create)
+        return self._file(self.work.activations(block, original=original), self.model.width, create=create)
+
+    def _file(self, path: Path, width: int, *, create: bool) -> ActivationFile:
+        return ActivationFile(path, self.batches, width, self.method.dtype, create=create)
 
     def _quantize_block(self, index: int) -> list[FinishedTensor]:
         quantized = [name for name in self.model.linear_names(index) if self.plan[name] is not None]
         self.model.load_block(index, without=quantized)
-        with contextlib.ExitStack() as open_files:
-            hidden = open_files.enter_context(self._activations(index))
-            passes = 1 if self.original is None else 2
-            block = BlockPass(self.model, index, self.batches, hidden, self.method.threads, passes)
-            open_files.enter_context(block)
-            beside = (
-                None if self.original is None else open_files.enter_context(self._pass_beside(self.original, index))
-            )
-            if beside is not None:
-                block.adds_up = beside.adds_up
+        with contextlib.ExitStack() as opened:
+            hidden = opened.enter_context(self._activations(index))
             groups = collection.input_groups(self.model, index, hidden.read(0))
+            groups = [names for names in groups if any(self.plan[name] for name in names)]
+            beside = None
+            if self.original is not None:
+                beside = opened.enter_context(self._original_block(self.original, index, [g[0] for g in groups]))
+            block = opened.enter_context(BlockPass(self.model, index, self.batches, hidden, self.method.threads))
             finished = self._quantize_groups(block, beside, groups)
             self._say(self._place(index, ["outputs"], "computing"), _weights(self.checkpoint, finished))
-            self._finish(block)
-            if beside is not None:
-                self._finish(beside, original=True)
+            with self._activations(index + 1, create=True) as outputs:
+                block.finish(outputs)
+                outputs.sync()
+        self.model.release(self.model.block_names(index))
         self.work.save(_block_step(index), finished)
         self.work.activations(index).unlink()
         self.work.activations(index, original=True).unlink(missing_ok=True)
         return finished
 
     @contextlib.contextmanager
-    def _pass_beside(self, original: StreamedModel, index: int) -> Iterator[BlockPass]:
-        """The original's way through the block."""
-        original.load_block(index)
-        with (
-            self._activations(index, original=True) as hidden,
-            BlockPass(original, index, self.batches, hidden, self.method.threads, passes=2) as block,
-        ):
-            block.adds_up = original.adds_up(index, hidden.read(0))
+    def _original_block(self, model: StreamedModel, index: int, names: Sequence[str]) -> Iterator[OriginalBlock]:
+        """The original's block, run; tells of linear weights `names`."""
+        self._say(self._place(index, ["original"], "computing"))
+        model.load_block(index)
+        paths = {name: self.work.told(name) for name in names}
+        with contextlib.ExitStack() as opened:
+            hidden = opened.enter_context(self._activations(index, original=True))
+            block = OriginalBlock(model, index, self.batches, hidden)
+            told = {name: self._file(path, block.width_told(name), create=True) for name, path in paths.items()}
+            for file in told.values():
+                opened.enter_context(file)
+            self._check_disk(2 * hidden.nbytes + sum(file.nbytes for file in told.values()))
+            with self._activations(index + 1, create=True, original=True) as outputs:
+                block.run(told, outputs, self.method.threads)
+                outputs.sync()
             yield block
-
-    def _finish(self, block: BlockPass, *, original: bool = False) -> None:
-        """Write the next block's inputs, and free this one."""
-        with self._activations(block.index + 1, create=True, original=original) as outputs:
-            block.finish(outputs)
-            outputs.sync()
-        block.model.release(block.model.block_names(block.index))
+        for path in paths.values():
+            path.unlink()
+        model.release(model.block_names(index))
 
     def _quantize_groups(
-        self, block: BlockPass, beside: BlockPass | None, groups: list[list[str]]
+        self, block: BlockPass, beside: OriginalBlock | None, groups: list[list[str]]
     ) -> list[FinishedTensor]:
         finished: list[FinishedTensor] = []
         for group in groups:
-            if not any(self.plan[name] for name in group):
-                continue
             self._say(self._place(block.index, group, "reading"), _weights(self.checkpoint, finished))
             statistics = block.statistics(group[0], full=self.method.needs_second_moment, original=beside)
             self._keep(block.index, group, statistics)

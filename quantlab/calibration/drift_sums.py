@@ -1,9 +1,9 @@
-"""How far a layer's inputs, and the hidden states that its outputs are added to, went from the original model's."""
+"""How far a layer's inputs, and what it makes of the hidden states, went from the original model's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -12,23 +12,8 @@ from quantlab.calibration.collection import PANEL, ROUND, MomentSum, check_finit
 from quantlab.quantization.statistics import InputStatistics
 from quantlab.quantization.workers import in_order
 
-
-@dataclass(frozen=True)
-class Met:
-    """What a batch meets at a linear layer: its inputs [windows, length, in] and, where its outputs are added to hidden
-    states, these [windows, length, width].
-    """
-
-    inputs: torch.Tensor
-    residual: torch.Tensor | None = None
-
-    def counted(self, batch: Batch) -> Met:
-        """Rows of the tokens that count, float32 [tokens, ...]."""
-        residual = None if self.residual is None else counted_rows(self.residual, batch)
-        return Met(counted_rows(self.inputs, batch), residual)
-
-
-Meeting = Callable[[int], Met]  # a batch's number -> what it meets
+Rows = Callable[[int], torch.Tensor]  # a batch's number -> values of its tokens [windows, length, columns]
+Added = Callable[[int], tuple[torch.Tensor, torch.Tensor]]  # -> a layer's inputs, and what its outputs are added to
 
 
 class CrossSum:
@@ -53,6 +38,17 @@ class CrossSum:
         for _ in in_order(add_panel, self._panels, threads):
             pass
 
+    @torch.inference_mode()
+    def less(self, weight: torch.Tensor, second_moments: torch.Tensor, threads: int) -> None:
+        """Take off `weight` [rows, columns] times a sum of second moments [columns, columns]."""
+
+        @torch.inference_mode()
+        def take_off(panel: slice) -> None:
+            self._sum[panel].addmm_(weight[panel], second_moments, alpha=-1)
+
+        for _ in in_order(take_off, self._panels, threads):
+            pass
+
     def mean(self, name: str, tokens: int) -> torch.Tensor:
         """Over so many tokens.
 
@@ -65,34 +61,58 @@ class CrossSum:
 
 
 def measured_beside(
-    name: str, here: Meeting, there: Meeting, batches: Sequence[Batch], shape: tuple[int, int], threads: int
+    name: str, here: Rows, there: Rows, batches: Sequence[Batch], columns: int, threads: int
 ) -> InputStatistics:
-    """The second moment of what `here` meets, and its drift from what `there`, the original, meets at the same layer.
+    """The second moment of a layer's inputs `here`, and their drift from those of the same layer `there`, in the
+    original.
 
     Args:
         name: what errors call the layer.
-        shape: of its weight, [out, in].
 
     Raises:
         InputError: an input is NaN or infinite.
     """
-    rows, columns = shape
     total, drift = MomentSum(columns), CrossSum(columns, columns)
-    apart: CrossSum | None = None
-    for start in range(0, len(batches), ROUND * threads):
-        some = range(start, min(start + ROUND * threads, len(batches)))
-        ours = list(in_order(lambda number: here(number).counted(batches[number]), some, threads))
-        theirs = list(in_order(lambda number: there(number).counted(batches[number]), some, threads))
-        total.add([met.inputs for met in ours], threads)
-        drift.add([(met.inputs, other.inputs, met.inputs) for met, other in zip(ours, theirs, strict=True)], threads)
-        residuals = [
-            (met.residual, other.residual, met.inputs)
-            for met, other in zip(ours, theirs, strict=True)
-            if met.residual is not None and other.residual is not None
-        ]
-        if residuals:
-            apart = apart or CrossSum(rows, columns)
-            apart.add(residuals, threads)
+    for some in _rounds(batches, threads):
+        ours = list(in_order(lambda number: counted_rows(here(number), batches[number]), some, threads))
+        theirs = list(in_order(lambda number: counted_rows(there(number), batches[number]), some, threads))
+        total.add(ours, threads)
+        drift.add([(x, y, x) for x, y in zip(ours, theirs, strict=True)], threads)
     found = statistics_of(name, total.symmetric(), batches)
-    residual = None if apart is None else apart.mean(name, found.tokens)
-    return replace(found, drift=drift.mean(name, found.tokens), residual_drift=residual)
+    return replace(found, drift=drift.mean(name, found.tokens))
+
+
+def measured_behind(
+    name: str, here: Added, there: Rows, weight: torch.Tensor, batches: Sequence[Batch], threads: int
+) -> InputStatistics:
+    """The second moment of the inputs of a layer whose outputs are added to hidden states, and how far these drift from
+    what `there` gives, the original's hidden states behind the layer: for [out, in] fewer products than the drift of
+    inputs [in, in] and that of what they are added to.
+
+    Args:
+        name: what errors call the layer.
+        weight: the original's, float32 [out, in].
+
+    Raises:
+        InputError: an input is NaN or infinite.
+    """
+    rows, columns = weight.shape
+    total, drift = MomentSum(columns), CrossSum(rows, columns)
+    for some in _rounds(batches, threads):
+        ours = list(in_order(lambda number: _counted(here(number), batches[number]), some, threads))
+        theirs = list(in_order(lambda number: counted_rows(there(number), batches[number]), some, threads))
+        total.add([inputs for inputs, _ in ours], threads)
+        drift.add([(added_to, y, inputs) for (inputs, added_to), y in zip(ours, theirs, strict=True)], threads)
+    moments = total.symmetric()
+    drift.less(weight, moments, threads)
+    found = statistics_of(name, moments, batches)
+    return replace(found, output_drift=drift.mean(name, found.tokens))
+
+
+def _rounds(batches: Sequence[Batch], threads: int) -> list[range]:
+    size = ROUND * threads
+    return [range(start, min(start + size, len(batches))) for start in range(0, len(batches), size)]
+
+
+def _counted(values: tuple[torch.Tensor, torch.Tensor], batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    return counted_rows(values[0], batch), counted_rows(values[1], batch)

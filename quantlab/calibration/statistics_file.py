@@ -3,8 +3,7 @@
 Linear layers that read the same inputs share a tensor: `NAME.second_moment` [in, in], `NAME.tiles`
 [in / 32, 32, 32] along its diagonal, or `NAME.mean_squares` [in], with
 NAME that of the first of them. The metadata's "layers" leads from every weight to its tensor. `NAME.drift` [in, in]
-and `NAME.residual_drift` [out, in] lie beside a second moment that was taken behind quantized layers
-(`InputStatistics`).
+or `NAME.output_drift` [out, in] lies beside a second moment that was taken behind quantized layers (`InputStatistics`).
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
     from quantlab.quantization.statistics import InputStatistics
 
 KIND = "quantlab.statistics"
-VERSION = "1"
-DRIFTS = ("drift", "residual_drift")  # fields of `InputStatistics`, and what tensors are called
+VERSION = "2"
+DRIFTS = ("drift", "output_drift")  # fields of `InputStatistics`, and what tensors are called
 
 
 @dataclass(frozen=True)

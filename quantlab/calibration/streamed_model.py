@@ -38,6 +38,7 @@ Activations = Literal["float", "int8"]
 
 TableReader = Callable[[np.ndarray], torch.Tensor]  # token ids, ascending -> their rows of the embedding
 Note = Callable[[str, torch.Tensor], None]  # a linear weight's name, its inputs [windows, length, in]
+Behind = Callable[[str], None]  # the name of a linear weight whose outputs were added to the hidden states just now
 
 
 @dataclass(frozen=True)
@@ -215,14 +216,19 @@ class StreamedModel:
         raise AssertionError("the model runs without its first block")
 
     @torch.inference_mode()
-    def forward_block(self, index: int, hidden: torch.Tensor, note: Note | None = None) -> torch.Tensor:
-        """A loaded block's outputs for inputs [windows, length, width]; `note` gets what each linear weight meets."""
+    def forward_block(
+        self, index: int, hidden: torch.Tensor, note: Note | None = None, behind: Behind | None = None
+    ) -> torch.Tensor:
+        """A loaded block's outputs for inputs [windows, length, width]; `note` gets what each linear weight meets,
+        `behind` is called after each writer of a model that tells the residual.
+        """
         call = self._calls[hidden.shape[1]][index]
-        self._notes.note, self._notes.residual = note, hidden if self.tells_residual else None
+        self._notes.note, self._notes.behind = note, behind
+        self._notes.residual = hidden if self.tells_residual else None
         try:
             output = self._blocks[index](hidden, *call.arguments, **call.keywords)
         finally:
-            self._notes.note = None
+            self._notes.note = self._notes.behind = None
         return output[0] if isinstance(output, tuple) else output
 
     def follow_block(self, index: int, hidden: torch.Tensor, note: Note) -> None:
@@ -241,6 +247,20 @@ class StreamedModel:
         """
         found: torch.Tensor | None = self._notes.residual
         return found
+
+    def written(self, name: str) -> torch.Tensor:
+        """`residual` just behind a writer with that linear weight, without its bias."""
+        found, bias = self.residual(), self._owner(name)[0].bias
+        assert found is not None, "written is for models that tell the residual"
+        return found if bias is None else found - cast("torch.Tensor", bias)
+
+    def multiplied(self, name: str) -> torch.Tensor:
+        """The loaded linear weight that products are made with, float32 [out, in]."""
+        if name in self._packed:
+            return self._packed[name].dequantize()
+        module, leaf = self._owner(name)
+        weight: torch.Tensor = getattr(module, leaf).detach().float()
+        return weight.T if self.checkpoint.family.is_transposed(name) else weight
 
     def is_writer(self, name: str) -> bool:
         """Whether a linear weight's outputs are added to the hidden states, in most families."""
@@ -277,6 +297,8 @@ class StreamedModel:
             found = product(inputs)
             if writes and self._notes.residual is not None:
                 self._notes.residual = self._notes.residual + found
+                if (behind := getattr(self._notes, "behind", None)) is not None:
+                    behind(name)
             return found
 
         module.forward = forward

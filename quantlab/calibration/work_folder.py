@@ -61,6 +61,10 @@ class WorkFolder:
         """The file of a block's inputs, behind quantized blocks or those of the original."""
         return self.path / f"{'original' if original else 'activations'}-{block:04}"
 
+    def told(self, name: str) -> Path:
+        """The file of what the original tells of a linear weight of the block at work."""
+        return self.path / f"told-{name}"
+
     def _file(self, step: str) -> Path:
         return self.path / f"{step}.safetensors"
 

@@ -117,7 +117,7 @@ class _Task:
         """Error feedback, then refits; or search, where that proves better."""
         assert self.statistics is not None
         assert self.statistics.second_moment is not None
-        if correct_drift and self.statistics.drift is not None:
+        if correct_drift and self.statistics.knows_drift:
             try:
                 aimed = self._undrifted()
             except ArithmeticError:
@@ -148,11 +148,7 @@ class _Task:
         """The same with a weight that makes up for its inputs' drift."""
         known = self.statistics
         assert known is not None
-        assert known.second_moment is not None
-        assert known.drift is not None
-        threads = self.threads or native.default_threads()
-        weight = torch.from_numpy(self.values)
-        aim = undrifted(weight, known.second_moment, known.drift, threads, known.residual_drift)
+        aim = undrifted(torch.from_numpy(self.values), known, self.threads or native.default_threads())
         return replace(self, values=aim.numpy())
 
     def _distance(self, packed: PackedTensor) -> float:

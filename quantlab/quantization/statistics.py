@@ -22,8 +22,8 @@ class InputStatistics:
     one for each block of a row: a thousandth of its size at 32,000 columns, and worth much to `search`. They may be
     left out, and so may the second moment: `search` then uses the diagonal. `drift`, float32 [in, in], is
     E[(y - x) x^T] with y what the original model's layer reads where this one reads x; None where nobody looked.
-    `residual_drift`, float32 [out, in], is E[(s - r) x^T] with s and r what the layer's outputs are added to in the
-    original and here; None where they are not added, or nobody looked.
+    `output_drift`, float32 [out, in], takes its place where the layer's outputs are added to hidden states, s in the
+    original and r here: E[(W y + s - (W x + r)) x^T] with W the original's weight.
     """
 
     tokens: int
@@ -31,7 +31,7 @@ class InputStatistics:
     second_moment: torch.Tensor | None = None
     tiles: torch.Tensor | None = None
     drift: torch.Tensor | None = None
-    residual_drift: torch.Tensor | None = None
+    output_drift: torch.Tensor | None = None
 
     @classmethod
     def of_second_moment(cls, tokens: int, second_moment: torch.Tensor, **drifts: torch.Tensor) -> InputStatistics:
@@ -53,6 +53,11 @@ class InputStatistics:
         return torch.stack([self.second_moment[i : i + BLOCK_SIZE, i : i + BLOCK_SIZE] for i in blocks])
 
     @property
+    def knows_drift(self) -> bool:
+        """Whether somebody looked for drift."""
+        return self.drift is not None or self.output_drift is not None
+
+    @property
     def columns(self) -> int:
         """Inputs of the layer: columns of its weight."""
         return int(self.diagonal.shape[0])
@@ -66,8 +71,8 @@ class InputStatistics:
             shapes.append((self.second_moment, (columns, columns)))
         if self.drift is not None:
             shapes.append((self.drift, (columns, columns)))
-        if self.residual_drift is not None:
-            shapes.append((self.residual_drift, (rows, columns)))
+        if self.output_drift is not None:
+            shapes.append((self.output_drift, (rows, columns)))
         if self.tiles is not None:
             shapes.append((self.tiles, (columns // BLOCK_SIZE, BLOCK_SIZE, BLOCK_SIZE)))
         for tensor, shape in shapes:

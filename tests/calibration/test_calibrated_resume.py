@@ -157,7 +157,7 @@ def test_statistics_of_another_model_are_refused(make_model, saved, quantize, tm
 def test_what_holds_no_statistics(untied, quantize, tmp_path):
     path = untied / "model.safetensors"
     message = refusal(quantize, untied, tmp_path / "none", "search", statistics=path)
-    assert message == f"{path}: holds no statistics of quantlab's version 1"
+    assert message == f"{path}: holds no statistics of quantlab's version 2"
 
 
 def test_an_existing_statistics_file_is_not_overwritten(untied, saved, quantize, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -34,7 +36,7 @@ def test_it_is_the_least_squares_solution(inputs):
     there, here = inputs
     weight = torch.from_numpy(gaussian(ROWS, COLUMNS))
     statistics = known(there, here)
-    found = undrifted(weight, statistics.second_moment, statistics.drift, threads=1)
+    found = undrifted(weight, statistics, threads=1)
     # ridge regression of W y - W x on x, as rows under the data
     penalty = np.sqrt(TOKENS * LEAST_DAMPING * (here**2).sum(axis=1).mean() / COLUMNS) * np.eye(COLUMNS)
     wanted = np.vstack([(there - here) @ weight.double().numpy().T, np.zeros((COLUMNS, ROWS))])
@@ -46,23 +48,32 @@ def test_hidden_states_are_made_up_for_too(inputs):
     """Where the outputs are added to states that drifted by a part that the inputs tell of, little of it is left."""
     there, here = inputs
     told = here @ np.random.default_rng(4).normal(size=(COLUMNS, ROWS)) * 0.02
-    statistics = known(there, here)
-    residual = torch.from_numpy(told.T @ here / TOKENS).float()
     weight = torch.from_numpy(gaussian(ROWS, COLUMNS))
-    moment, drift = statistics.second_moment, statistics.drift
-    found = undrifted(weight, moment, drift, 1, residual)
-    assert torch.equal(found, undrifted(weight, moment, drift, 3, residual))
-    wanted = there @ weight.double().numpy().T + told
-    left = [np.square(wanted - here @ w.double().numpy().T).sum() for w in (found, undrifted(weight, moment, drift, 1))]
+    floats = weight.double().numpy()
+    wanted = there @ floats.T + told
+    statistics = known(there, here)
+    drift = torch.from_numpy((wanted - here @ floats.T).T @ here / TOKENS).float()
+    behind = InputStatistics.of_second_moment(TOKENS, statistics.second_moment, output_drift=drift)
+    found = undrifted(weight, behind, 1)
+    assert torch.equal(found, undrifted(weight, behind, 3))
+    left = [np.square(wanted - here @ w.double().numpy().T).sum() for w in (found, undrifted(weight, statistics, 1))]
     assert left[0] < 0.2 * left[1]
+
+
+def test_both_forms_of_drift_are_one_where_hidden_states_did_not(inputs):
+    statistics = known(*inputs)
+    weight = torch.from_numpy(gaussian(ROWS, COLUMNS))
+    moment, drift = statistics.second_moment, weight @ statistics.drift
+    behind = InputStatistics.of_second_moment(TOKENS, moment, output_drift=drift)
+    torch.testing.assert_close(undrifted(weight, behind, 1), undrifted(weight, statistics, 1), rtol=1e-5, atol=1e-6)
 
 
 def test_bits_do_not_depend_on_threads_and_no_drift_changes_nothing(inputs):
     statistics = known(*inputs)
     weight = torch.from_numpy(gaussian(ROWS, COLUMNS))
-    moment, drift = statistics.second_moment, statistics.drift
-    assert torch.equal(undrifted(weight, moment, drift, 1), undrifted(weight, moment, drift, 3))
-    assert torch.equal(undrifted(weight, moment, torch.zeros_like(drift), 1), weight)
+    assert torch.equal(undrifted(weight, statistics, 1), undrifted(weight, statistics, 3))
+    none = replace(statistics, drift=torch.zeros_like(statistics.drift))
+    assert torch.equal(undrifted(weight, none, 1), weight)
 
 
 @pytest.mark.parametrize("exponent", [-90, 90])
@@ -70,8 +81,7 @@ def test_the_inputs_unit_changes_nothing(inputs, exponent):
     there, here = inputs
     weight = torch.from_numpy(gaussian(32, COLUMNS))
     statistics, far = known(there, here), known(there * 2.0 ** (exponent / 2), here * 2.0 ** (exponent / 2))
-    found = undrifted(weight, far.second_moment, far.drift, 1)
-    assert torch.equal(found, undrifted(weight, statistics.second_moment, statistics.drift, 1))
+    assert torch.equal(undrifted(weight, far, 1), undrifted(weight, statistics, 1))
 
 
 @pytest.mark.parametrize("format", ["q4_0", "q4_1"])
