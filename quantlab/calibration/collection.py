@@ -19,7 +19,7 @@ from quantlab.formats.blocks import BLOCK_SIZE
 from quantlab.quantization.statistics import InputStatistics
 from quantlab.quantization.workers import in_order, one_thread_each
 
-PANEL = 256  # columns of a second moment at a time
+PANEL, BREADTH = 512, 1024  # rows and columns of a sum of products at a time
 ROUND = 2  # batches a thread whose inputs are there before they are added to a second moment
 
 
@@ -79,24 +79,25 @@ def collect_head(
 class MomentSum:
     """The sum of x x^T over rows x, float32 [columns, columns].
 
-    Panels of columns are the threads' work, and each adds the rows in their order: memory holds the sum once, and its
-    bits do not depend on the number of threads.
+    Parts of it are the threads' work, and each adds the rows in their order: memory holds the sum once, and its bits do
+    not depend on the number of threads.
     """
 
     def __init__(self, columns: int) -> None:
         self._sum = torch.zeros(columns, columns)
-        self._panels = [slice(start, min(start + PANEL, columns)) for start in range(0, columns, PANEL)]
+        self._panels = slices(0, columns, PANEL)
+        self._parts = [(panel, part) for panel in self._panels for part in slices(panel.start, columns, BREADTH)]
 
     @torch.inference_mode()
     def add(self, parts: Sequence[torch.Tensor], threads: int) -> None:
         """Add rows, float32 [tokens, columns] each."""
 
         @torch.inference_mode()
-        def add_panel(panel: slice) -> None:  # what lies below the diagonal is what lies above it
+        def add_part(where: tuple[slice, slice]) -> None:  # what lies below the diagonal is what lies above it
             for rows in parts:
-                self._sum[panel, panel.start :].addmm_(rows[:, panel].T, rows[:, panel.start :])
+                self._sum[where].addmm_(rows[:, where[0]].T, rows[:, where[1]])
 
-        for _ in in_order(add_panel, self._panels, threads):
+        for _ in in_order(add_part, self._parts, threads):
             pass
 
     @torch.inference_mode()
@@ -107,6 +108,11 @@ class MomentSum:
             square.copy_((square + square.T) / 2)
             self._sum[panel.stop :, panel] = self._sum[panel, panel.stop :].T
         return self._sum
+
+
+def slices(start: int, stop: int, size: int) -> list[slice]:
+    """Of `size` each, the last of what is left."""
+    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
 @torch.inference_mode()

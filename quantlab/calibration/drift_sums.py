@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 
 from quantlab.calibration.batches import Batch
-from quantlab.calibration.collection import PANEL, ROUND, MomentSum, check_finite, counted_rows, statistics_of
+from quantlab.calibration.collection import (
+    BREADTH,
+    PANEL,
+    ROUND,
+    MomentSum,
+    check_finite,
+    counted_rows,
+    slices,
+    statistics_of,
+)
 from quantlab.quantization.statistics import InputStatistics
 from quantlab.quantization.workers import in_order
 
@@ -19,23 +29,24 @@ Added = Callable[[int], tuple[torch.Tensor, torch.Tensor]]  # -> a layer's input
 class CrossSum:
     """The sum of (y - x) z^T over rows x, y [tokens, rows] and z [tokens, columns], float32 [rows, columns].
 
-    Panels of rows are the threads' work, so that bits do not depend on the number of threads.
+    Parts of it are the threads' work, so that bits do not depend on the number of threads.
     """
 
     def __init__(self, rows: int, columns: int) -> None:
         self._sum = torch.zeros(rows, columns)
-        self._panels = [slice(start, min(start + PANEL, rows)) for start in range(0, rows, PANEL)]
+        self._parts = list(itertools.product(slices(0, rows, PANEL), slices(0, columns, BREADTH)))
 
     @torch.inference_mode()
     def add(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], threads: int) -> None:
         """Add (x, y, z), float32."""
 
         @torch.inference_mode()
-        def add_panel(panel: slice) -> None:
+        def add_part(where: tuple[slice, slice]) -> None:
+            rows, columns = where
             for here, there, inputs in parts:
-                self._sum[panel].addmm_((there[:, panel] - here[:, panel]).T, inputs)
+                self._sum[where].addmm_((there[:, rows] - here[:, rows]).T, inputs[:, columns])
 
-        for _ in in_order(add_panel, self._panels, threads):
+        for _ in in_order(add_part, self._parts, threads):
             pass
 
     @torch.inference_mode()
@@ -43,10 +54,10 @@ class CrossSum:
         """Take off `weight` [rows, columns] times a sum of second moments [columns, columns]."""
 
         @torch.inference_mode()
-        def take_off(panel: slice) -> None:
-            self._sum[panel].addmm_(weight[panel], second_moments, alpha=-1)
+        def take_off(where: tuple[slice, slice]) -> None:
+            self._sum[where].addmm_(weight[where[0]], second_moments[:, where[1]], alpha=-1)
 
-        for _ in in_order(take_off, self._panels, threads):
+        for _ in in_order(take_off, self._parts, threads):
             pass
 
     def mean(self, name: str, tokens: int) -> torch.Tensor:

@@ -9,6 +9,8 @@ E[(W y + s - (W x + r)) x^T] stands in the place of W E[(y - x) x^T].
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 
@@ -42,9 +44,9 @@ def undrifted(weight: torch.Tensor, statistics: InputStatistics, threads: int) -
         else:
             assert output_drift is not None
             wanted = torch.ldexp(output_drift[rows], unit)
-        return torch.cholesky_solve(wanted.double().T, factor).T.float()
+        return torch.cholesky_solve(wanted.T, factor).T
 
-    (factor,) = in_order(_factor, [moment], 1)
+    (factor,) = in_order(_factor, [moment], 1)  # solved with in fp32: its errors are far below the damping
     found = weight + torch.cat(list(in_order(change, range(0, len(weight), ROWS), threads)))
     if not bool(found.isfinite().all()):
         raise ArithmeticError("a weight beyond fp32")
@@ -52,13 +54,13 @@ def undrifted(weight: torch.Tensor, statistics: InputStatistics, threads: int) -
 
 
 def _factor(moment: torch.Tensor) -> torch.Tensor:
-    """The lower triangular factor of `moment`, float64 [in, in], with as much damping as it takes."""
+    """The lower triangular factor of `moment`, float64 [in, in], with as much damping as it takes; float32."""
     diagonal = moment.diagonal()
     added, share, mean = 0.0, LEAST_DAMPING, float(diagonal.mean())
     while share <= MOST_DAMPING:
         diagonal.add_(share * mean - added)
         factor, failed = torch.linalg.cholesky_ex(moment)
         if not failed:
-            return factor
+            return cast("torch.Tensor", factor.float())
         added, share = share * mean, 10 * share
     raise ArithmeticError("not positive definite")
