@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from quantlab.calibration import heap
 from quantlab.calibration.activations import ActivationFile
 from quantlab.calibration.batches import Batch
 from quantlab.calibration.streamed_model import StreamedModel
@@ -29,6 +30,7 @@ class OriginalBlock:
         self._model, self._index, self._batches, self._hidden = model, index, batches, hidden
         self._adds_up = model.adds_up(index, hidden.read(0))
         self._told: Mapping[str, ActivationFile] = {}
+        heap.share_heaps()
 
     def is_told_behind(self, name: str) -> bool:
         """Whether what is told of a linear weight are the hidden states behind it."""
