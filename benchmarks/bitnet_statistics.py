@@ -37,18 +37,41 @@ def weights_of_draws(windows: int, draws: int = DRAWS) -> np.ndarray:
     return random.multinomial(windows, np.full(windows, 1 / windows), size=draws).astype(np.float64)
 
 
-def gap(nll: np.ndarray, base: np.ndarray, tokens: np.ndarray) -> Drawn:
+def seeds_of_draws(seeds: int, stream: int, draws: int = DRAWS) -> np.ndarray:
+    """What each seed weighs in the mean of each sample with replacement, fp64 [draws, seeds].
+
+    Means of so few that are drawn again scatter by (seeds - 1) / seeds too little in variance, which is made up for.
+
+    Args:
+        stream: seeds of different streams are drawn apart.
+    """
+    if seeds == 1:
+        return np.ones((draws, 1))
+    random = np.random.default_rng((SEED, stream))
+    drawn = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
+    widened: np.ndarray = 1 / seeds + (drawn - 1 / seeds) * np.sqrt(seeds / (seeds - 1))
+    return widened
+
+
+def gap(nll: np.ndarray, base: np.ndarray, tokens: np.ndarray, stream: int = 0) -> Drawn:
     """By what share the perplexity of a model exceeds that of `base`.
 
     Args:
         nll: summed loss of each window, fp64 [seeds, windows]; the mean over seeds counts.
-        base: likewise.
+        base: likewise, of the same seeds.
         tokens: of each window, fp64 [windows].
+        stream: of `seeds_of_draws`.
     """
-    difference = nll.mean(axis=0) - base.mean(axis=0)
-    weights = weights_of_draws(len(tokens))
-    drawn = np.expm1(weights @ difference / (weights @ tokens))
-    return Drawn(float(np.expm1(difference.sum() / tokens.sum())), drawn)
+    difference = nll - base
+    windows, seeds = weights_of_draws(len(tokens)), seeds_of_draws(len(difference), stream)
+    drawn = np.expm1(((seeds @ difference) * windows).sum(axis=1) / (windows @ tokens))
+    return Drawn(float(np.expm1(difference.mean(axis=0).sum() / tokens.sum())), drawn)
+
+
+def gaps_by_seed(nll: np.ndarray, base: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """The same of each seed alone, fp64 [seeds]."""
+    found: np.ndarray = np.expm1((nll - base).sum(axis=1) / tokens.sum())
+    return found
 
 
 def slope(sizes: list[float], gaps: list[Drawn]) -> Drawn:

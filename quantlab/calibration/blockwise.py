@@ -159,7 +159,7 @@ class BlockwiseQuantizer:
             hidden.sync()
 
     def _check_disk(self, needed: int) -> None:
-        """Two blocks' activations lie on the disk at a time, twice with those of the original, and what its block tells."""
+        """Two blocks' activations lie on the disk at a time; with the original its own, and what its block tells."""
         free = shutil.disk_usage(self.work.path).free
         if needed > free:
             raise InputError(

@@ -24,8 +24,8 @@ def statistics(monkeypatch):
 def test_a_gap_by_hand(statistics):
     tokens = np.array([10.0, 30.0])
     base, model = np.array([[20.0, 60.0]]), np.array([[21.0, 63.0], [23.0, 69.0]])  # means: 22 and 66
-    found = statistics.gap(model, base, tokens)
-    assert found.value == pytest.approx(np.exp(8 / 40) - 1)
+    assert statistics.gap(model, base, tokens).value == pytest.approx(np.exp(8 / 40) - 1)
+    found = statistics.gap(model.mean(axis=0, keepdims=True), base, tokens)
     assert found.interval == pytest.approx((np.exp(0.2) - 1,) * 2)  # every window has the same difference a token
 
 
@@ -35,6 +35,20 @@ def test_an_interval_is_that_of_the_mean(statistics):
     low, high = statistics.gap(difference, np.zeros((1, 400)), tokens).interval
     mean, error = difference.mean() / 50, difference.std() / 50 / 20
     assert np.log1p([low, high]) == pytest.approx([mean - 1.96 * error, mean + 1.96 * error], rel=0.01)
+
+
+def test_seeds_are_drawn_too(statistics):
+    """Of windows that are all alike, the interval is that of a mean of seeds."""
+    by_seed = np.array([0.10, 0.14, 0.12, 0.20, 0.16, 0.09, 0.11, 0.15])
+    tokens = np.full(50, 20.0)
+    losses = np.log1p(by_seed)[:, None] * tokens
+    found = statistics.gap(losses, np.zeros_like(losses), tokens)
+    logs = np.log1p(by_seed)
+    assert np.log1p(found.value) == pytest.approx(logs.mean())
+    assert np.log1p(found.draws).std() == pytest.approx(logs.std(ddof=1) / np.sqrt(8), rel=0.05)
+    assert statistics.gaps_by_seed(losses, np.zeros_like(losses), tokens) == pytest.approx(by_seed)
+    apart = statistics.gap(losses, np.zeros_like(losses), tokens, stream=1)
+    assert abs(np.corrcoef(found.draws, apart.draws)[0, 1]) < 0.1
 
 
 def test_slope_and_trend(statistics):
