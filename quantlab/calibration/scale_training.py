@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +43,9 @@ Progress = Callable[[int, int, str], None]  # (tokens done, tokens in all, the l
 class Schedule:
     """`learning_rates` are Adam's at their highest, by kind of parameter; they rise over the first steps and fall to
     zero along a cosine. A step takes `batch` windows, in parts of at most `part_tokens` places, padding included, or
-    one window. Every `evaluate_every` steps the held-out divergence is measured; after `patience` measurements without
-    a new best the run ends. The state is saved every `save_seconds`.
+    one window. Every `evaluate_every` steps the held-out divergence is measured; after `patience` measurements in turn
+    that were each no better than the one before, nor a new best, the run ends. (From a good start the divergence rises
+    while learning rates are high, and falls below the start's as they fall.) The state is saved every `save_seconds`.
     """
 
     steps: int
@@ -223,8 +225,10 @@ class ScaleTraining:
         return [windows[i : i + size] for i in range(0, len(windows), size)]
 
     def _is_stalled(self) -> bool:
-        since_best = sum(step > self.best_step for step, _ in self.history)
-        return since_best >= self.schedule.patience
+        latest = self.history[-self.schedule.patience - 1 :]
+        if len(latest) <= self.schedule.patience or latest[0][0] < self.best_step:
+            return False
+        return not any(now < before for (_, before), (_, now) in pairwise(latest))
 
     def _snapshot(self) -> dict[str, torch.Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
