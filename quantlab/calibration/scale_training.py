@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ import torch
 
 from quantlab.calibration import heap
 from quantlab.calibration.padded_windows import PaddedWindows
+from quantlab.calibration.patience import is_given_up
 from quantlab.calibration.teacher import Teacher
 from quantlab.checkpoint.atomic import atomic_file
 from quantlab.errors import InputError
@@ -44,8 +44,7 @@ class Schedule:
     """`learning_rates` are Adam's at their highest, by kind of parameter; they rise over the first steps and fall to
     zero along a cosine. A step takes `batch` windows, in parts of at most `part_tokens` places, padding included, or
     one window. Every `evaluate_every` steps the held-out divergence is measured; after `patience` measurements in turn
-    that were each no better than the one before, nor a new best, the run ends. (From a good start the divergence rises
-    while learning rates are high, and falls below the start's as they fall.) The state is saved every `save_seconds`.
+    that were each no better than the one before, nor a new best, the run ends. The state is saved every `save_seconds`.
     """
 
     steps: int
@@ -142,7 +141,7 @@ class ScaleTraining:
             if not math.isfinite(self.history[0][1]):
                 raise InputError("the divergence of the quantized model on held-out windows is not finite; check it")
         saved, note = time.monotonic(), f"held out {self.history[-1][1]:.5f}"
-        while self.step < schedule.steps and not self._is_stalled():
+        while self.step < schedule.steps and not is_given_up(self.history, self.best_step, schedule.patience):
             loss = self._train_step()
             if self.step % schedule.evaluate_every == 0 or self.step == schedule.steps:
                 note = f"held out {self._evaluate():.5f}"
@@ -223,12 +222,6 @@ class ScaleTraining:
     def _parts(self, windows: np.ndarray) -> list[np.ndarray]:
         size = windows_in_a_part(self.student, self.windows, self.schedule.part_tokens)
         return [windows[i : i + size] for i in range(0, len(windows), size)]
-
-    def _is_stalled(self) -> bool:
-        latest = self.history[-self.schedule.patience - 1 :]
-        if len(latest) <= self.schedule.patience or latest[0][0] < self.best_step:
-            return False
-        return not any(now < before for (_, before), (_, now) in pairwise(latest))
 
     def _snapshot(self) -> dict[str, torch.Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}

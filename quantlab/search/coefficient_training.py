@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from quantlab.calibration.patience import is_given_up
 from quantlab.checkpoint.atomic import atomic_file
 from quantlab.checkpoint.json_file import read_json
 from quantlab.errors import InputError
@@ -32,8 +33,9 @@ class CoefficientSettings:
 
     A step reads about `step_tokens` and moves a coefficient by about `learning_rate` at the most; rates rise over the
     first steps and fall to zero along a cosine. The loss on windows to choose by is measured `evaluations` times beside
-    the start, and after `patience` measurements without a new best learning ends. `by` is the grain: one coefficient of
-    each model for the whole "model", for each "layer" (embeddings and output apart) or each "tensor".
+    the start, and learning ends after `patience` in turn that were each no better than the one before. `by` is the
+    grain: one coefficient of each model for the whole "model", for each "layer" (embeddings and output apart) or each
+    "tensor".
     """
 
     by: str = "layer"
@@ -120,7 +122,8 @@ class CoefficientTraining:
             while True:
                 if self._is_due():
                     self._evaluate()
-                if self.state.step >= settings.steps or self._is_stalled():
+                given_up = is_given_up(self.state.history, self.state.best_step, settings.patience)
+                if self.state.step >= settings.steps or given_up:
                     return self.state
                 loss = self._step()
                 if time.monotonic() - saved > SAVE_SECONDS:
@@ -183,10 +186,6 @@ class CoefficientTraining:
             state = replace(state, best_step=state.step, best=rounded)
         kept = min(loss, sys.float_info.max) if not math.isnan(loss) else sys.float_info.max  # JSON has no others
         self.state = replace(state, history=(*state.history, (state.step, kept)))
-
-    def _is_stalled(self) -> bool:
-        since_best = sum(step > self.state.best_step for step, _ in self.state.history)
-        return since_best >= self._settings.patience
 
     def _save(self) -> None:
         if self._file is None or not self.state.history:

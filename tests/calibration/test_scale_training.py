@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -103,25 +102,6 @@ def test_a_model_that_is_already_there_keeps_its_start():
     model, training = trained(Fixed(0.0))
     result = training.run()
     assert (result.best_step, result.best_divergence, float(model.difference.detach())) == (0, 0.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("divergences", "stops"),
-    [
-        ([5, 6, 7, 8], True),
-        ([5, 6, 7, 8, 7.9], False),  # on the way down, as learning rates fall: the best may be to come
-        ([5, 6, 7, 6.5, 6], False),
-        ([5, 6, 7], False),  # too few
-        ([5, 4, 5, 6, 7], True),
-        ([5, 6, 4, 5, 6], False),  # two after the best
-        ([5, math.nan, math.nan, math.nan], True),
-    ],
-)
-def test_a_run_ends_when_divergences_rise_and_not_while_they_fall(divergences, stops):
-    _, training = trained(Fixed(2.0), replace(SCHEDULE, patience=3))
-    training.history = list(enumerate(divergences))
-    training.best_step = int(np.nanargmin(divergences))
-    assert training._is_stalled() == stops
 
 
 def test_a_divergence_that_is_no_number_is_an_error():

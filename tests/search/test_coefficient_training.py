@@ -11,6 +11,7 @@ from coefficient_models import config_text, moved, noise, opened
 
 from quantlab.errors import InputError
 from quantlab.loading import load_model
+from quantlab.search import coefficient_training
 from quantlab.search.coefficient_training import CoefficientSettings, CoefficientTraining
 from quantlab.search.coefficient_windows import LearningText, split_windows
 from quantlab.search.coefficients import Coefficients, Group
@@ -78,7 +79,11 @@ def test_a_start_that_is_best_is_kept():
     state = trained(Bowl(START))
     assert state.best_step == 0
     assert np.array_equal(state.best, START)
-    assert state.step == 30  # three measurements without a new best
+
+
+def test_what_only_gets_worse_is_given_up(monkeypatch):
+    monkeypatch.setattr(coefficient_training, "is_given_up", lambda history, *_: len(history) == 4)
+    assert trained(Bowl(START)).step == 30
 
 
 def test_training_reads_training_windows_alone():
