@@ -23,8 +23,31 @@ def mark_complete(checkpoint: Path) -> None:
 
 def newest_complete(folder: Path) -> Path | None:
     """The marked checkpoint of the most steps in the Trainer's output folder."""
+    return next(reversed(_marked(folder)), None)
+
+
+def remove_older(folder: Path, kept: int, best: str | None = None) -> None:
+    """Keep the newest `kept` marked checkpoints, or `best`, where it is older, and one less of them.
+
+    A checkpoint loses its mark before its files, so that one whose removal was cut short is none any more. (The
+    Trainer's own rotation goes by folders' times, which a removal cut short makes the newest.)
+    """
+    marked = _marked(folder)
+    keep = [path.name for path in marked[-kept:]]
+    name = None if best is None else Path(best).name
+    if name in {path.name for path in marked} - set(keep):
+        keep[0] = str(name)
+    for path in marked:
+        if path.name not in keep:
+            (path / MARKER).unlink()
+            _sync(path)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _marked(folder: Path) -> list[Path]:
+    """Ascending by steps."""
     found = [path for path in folder.glob("checkpoint-*") if (path / MARKER).is_file() and step_of(path) is not None]
-    return max(found, key=lambda path: step_of(path) or 0, default=None)
+    return sorted(found, key=lambda path: step_of(path) or 0)
 
 
 def remove_incomplete(folder: Path) -> None:

@@ -22,7 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from quantlab.training.batches import Collator, SampleSet
-from quantlab.training.checkpoints import mark_complete
+from quantlab.training.checkpoints import mark_complete, remove_older
 from quantlab.training.failures import TrainingFailedError
 from quantlab.training.finetune_settings import FinetuneSettings
 from quantlab.training.sample import NO_LOSS
@@ -90,7 +90,9 @@ class NextTokenTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            mark_complete(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
+            folder = Path(self._get_output_dir(trial))
+            mark_complete(folder / f"checkpoint-{self.state.global_step}")
+            remove_older(folder, KEPT_CHECKPOINTS, self.state.best_model_checkpoint)
 
     def _check_weights(self) -> None:
         """A checkpoint of NaN would push out a good one."""
@@ -144,7 +146,7 @@ def make_trainer(
         eval_on_start=evaluates and evaluate_first,  # before train(), it would keep the model from being wrapped
         save_strategy="steps",
         save_steps=every,
-        save_total_limit=KEPT_CHECKPOINTS,
+        save_total_limit=None,  # older ones are removed once the new one is marked
         load_best_model_at_end=evaluates and settings.early_stopping is not None,
         metric_for_best_model="eval_loss" if evaluates else None,
         greater_is_better=False if evaluates else None,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from tuning_cases import COUNTING, kill_again_and_again, write_split
 
 from quantlab.calibration.quantize import quantize_checkpoint
 from quantlab.errors import InputError
-from quantlab.training.checkpoints import mark_complete, newest_complete
+from quantlab.training.checkpoints import mark_complete, newest_complete, remove_incomplete, remove_older
 from quantlab.training.finetune import finetune
 from quantlab.training.finetune_settings import FinetuneSettings
 
@@ -83,6 +84,29 @@ def test_only_marked_checkpoints_count(tmp_path: Path) -> None:
     for step in (9, 2):
         mark_complete(tmp_path / f"checkpoint-{step}")
     assert newest_complete(tmp_path) == tmp_path / "checkpoint-9"
+
+
+def test_older_checkpoints_go_by_steps_and_the_best_stays(tmp_path: Path) -> None:
+    for step in (2, 4, 10, 6, 8):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        mark_complete(tmp_path / f"checkpoint-{step}")
+    remove_older(tmp_path, 3, best="elsewhere/checkpoint-8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-6", "checkpoint-8"]
+    remove_older(tmp_path, 2, best=str(tmp_path / "checkpoint-6"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-6"]
+
+
+def test_a_checkpoint_whose_removal_was_cut_short_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (2, 4, 6):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "weights").touch()
+        mark_complete(tmp_path / f"checkpoint-{step}")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path, **_: (path / "weights").unlink())
+        remove_older(tmp_path, 1)
+    assert newest_complete(tmp_path) == tmp_path / "checkpoint-6"
+    remove_incomplete(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-6"]
 
 
 def test_two_processes_train_as_one(base, data, tmp_path: Path) -> None:
