@@ -1,4 +1,4 @@
-"""The original's way through one block, computed once, beside the passes over the block that is being quantized.
+"""The original's way through one block, computed once, before the block is quantized.
 
 No quantized weight changes it, so it need not wait for any: what the drift is told from lies in files meanwhile.
 """
