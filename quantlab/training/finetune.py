@@ -21,7 +21,7 @@ from quantlab.training.adapted_model import check_base, fusion_of, peft_config_f
 from quantlab.training.finetune_settings import FinetuneSettings
 from quantlab.training.finetune_work import check_same_run, tidy
 from quantlab.training.prepared import DataSettings
-from quantlab.training.surroundings import is_first_process
+from quantlab.training.surroundings import is_first_process, leave_group_at_exit
 from quantlab.training.tuning import (
     LOG,
     Request,
@@ -103,7 +103,9 @@ def finetune(
     tuning = checked(request, checkpoint, settings)
     check_same_run(tuning.work, tuning.identity(settings=dataclasses.asdict(settings)))
     with explained_failures(tuning.work, tidy):
-        return _train(tuning, modules, progress)
+        result = _train(tuning, modules, progress)
+    leave_group_at_exit()
+    return result
 
 
 def _train(tuning: Tuning, modules: list[str], progress: Progress | None) -> FinetuneResult:

@@ -23,7 +23,7 @@ from quantlab.training.prepared import DataSettings
 from quantlab.training.qat_plan import QatPlan, plan_qat
 from quantlab.training.qat_settings import QatSettings
 from quantlab.training.qat_start import START, quantized_start
-from quantlab.training.surroundings import is_first_process
+from quantlab.training.surroundings import is_first_process, leave_group_at_exit
 from quantlab.training.tuning import (
     Request,
     Tuning,
@@ -139,7 +139,9 @@ def qat(
     _check_warmup(run)
     check_same_run(run.tuning.work, _identity(run, digest))
     with explained_failures(run.tuning.work, lambda work: _tidy(run, work)):
-        return _train(run, progress)
+        result = _train(run, progress)
+    leave_group_at_exit()
+    return result
 
 
 def _tidy(run: _Run, work: Path) -> None:

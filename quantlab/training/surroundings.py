@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from importlib.util import find_spec
 
@@ -60,3 +62,23 @@ def refuse_sharding_on_cpu(device: str) -> None:
 def is_first_process() -> bool:
     """Whether this is the only process, or the first of them, the one that writes."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def leave_group_at_exit() -> None:
+    """After a training that ended well, have this process leave its process group before Python is torn down.
+
+    Gloo's threads may still hold a tensor that a Python object belongs to. One that gives it up while the interpreter
+    is finalized aborts the process ("terminate called without an active exception", pytorch/pytorch#179291), and the
+    launcher ends the others with it. They are joined once nothing refers to the group. After a failure they may wait
+    for the other processes, and the launcher would never hear of it.
+    """
+    atexit.unregister(_leave_group)
+    atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()  # a trainer and what DDP wraps refer to each other, and to the group
+        torch.distributed.destroy_process_group()

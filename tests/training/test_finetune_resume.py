@@ -31,6 +31,17 @@ base, data, out, options = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3
 report = lambda done, total, note: print(note, flush=True)
 finetune(base, data, out, settings=FinetuneSettings(**options), resume="--resume" in sys.argv, progress=report)
 """
+# What a process group leaves running while the interpreter is finalized may abort it: see leave_group_at_exit.
+THREADS_AT_EXIT = """
+import atexit
+from pathlib import Path
+
+def threads():
+    tasks = Path("/proc/self/task")
+    print("threads at exit:", *[(task / "comm").read_text() for task in (tasks.iterdir() if tasks.is_dir() else ())])
+
+atexit.register(threads)
+"""
 OPTIONS = {"rank": 4, "context": 64, "batch_size": 2, "max_steps": 12, "learning_rate": 0.02, "eval_every": 2,
            "dropout": 0.1, "accumulation": 2}  # fmt: skip
 
@@ -112,7 +123,7 @@ def test_a_checkpoint_whose_removal_was_cut_short_is_none(tmp_path: Path, monkey
 def test_two_processes_train_as_one(base, data, tmp_path: Path) -> None:
     """Data parallel over gloo: the loss curve of one process at the same global batch."""
     script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
+    script.write_text(THREADS_AT_EXIT + SCRIPT)
     curves = {}
     for processes, batch in ((1, 4), (2, 2)):
         options = {**OPTIONS, "dropout": 0.0, "batch_size": batch, "accumulation": 1, "max_steps": 6,
@@ -122,7 +133,9 @@ def test_two_processes_train_as_one(base, data, tmp_path: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         arguments = [str(script), str(base), str(data), str(out), repr(options)]
         done = subprocess.run([*launch, *arguments], env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.returncode == 0, done.stderr[-20000:]
+        assert done.stdout.count("threads at exit") == processes
+        assert "gloo" not in done.stdout
         log = json.loads((out / "training_log.json").read_text())["log"]
         curves[processes] = [entry[key] for entry in log for key in ("loss", "eval_loss") if key in entry]
     assert len(curves[1]) > 5
