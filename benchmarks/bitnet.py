@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from bitnet_runs import FLOAT, NAIVE, TERNARY, Runs, Settings
-from bitnet_statistics import Drawn, gap, gaps_by_seed, share_shrinking, slope
+from bitnet_statistics import Drawn, gap, gaps_by_seed, ratio, share_shrinking, slope
 from calibration_speed import processor
 from quantlab.cli.console import print_table, quiet_transformers, use_threads
 
@@ -162,14 +162,16 @@ def gates_table(sizes: Sequence[Size]) -> list[dict[str, Any]]:
     """Rounding without training must be far worse than training; and the trend, which has to be told as it is."""
     rows, said = [], []
     for size in sizes:
-        trained, naive = size.gap(TERNARY).value, size.gap(NAIVE).value
-        share = naive / trained if trained > 0 else math.inf
-        holds = trained > 0 and share >= GATE_NAIVE
+        found = ratio(size.gap(NAIVE), size.gap(TERNARY))
         name = f"{size.parameters / 1e6:.2f} M: gap of rounding x that of training"
-        verdict = "holds" if holds else "MISSED" if trained > 0 else NO_GAP
-        shares = _listed(size.by_seed(NAIVE) / size.by_seed(TERNARY))
-        rows.append((name, f"{share:.3g} ({shares})", f">= {GATE_NAIVE:g}", verdict))
-        said.append({"name": name, "value": share if math.isfinite(share) else None, "holds": holds})
+        behind, (low, high) = math.isfinite(found.value), found.interval
+        holds = behind and found.value >= GATE_NAIVE
+        verdict = ("holds" if holds else "MISSED") + (", within the interval" if low < GATE_NAIVE <= high else "")
+        by_seed = _listed(size.by_seed(NAIVE) / size.by_seed(TERNARY))
+        value = f"{found.value:.3g} ({low:.3g} to {high:.3g}; {by_seed})"
+        rows.append((name, value, f">= {GATE_NAIVE:g}", verdict if behind else NO_GAP))
+        said.append({"name": name, "value": found.value if behind else None, "holds": holds,
+                     "interval": [low, high] if math.isfinite(high) else None})  # fmt: skip
     if len(sizes) > 1:
         low, high = slope([float(s.parameters) for s in sizes], [s.gap(TERNARY) for s in sizes]).interval
         all_behind = all(size.gap(TERNARY).value > 0 for size in sizes)

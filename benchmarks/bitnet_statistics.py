@@ -21,8 +21,9 @@ class Drawn:
     @property
     def interval(self) -> tuple[float, float]:
         """The percentile interval of 95 %."""
-        low, high = np.quantile(self.draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        return float(low), float(high)
+        outside = round((1 - CONFIDENCE) / 2 * len(self.draws))
+        ascending = np.sort(self.draws)  # numpy's quantile would take the difference of infinite ones
+        return float(ascending[outside]), float(ascending[-1 - outside])
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -72,6 +73,13 @@ def gaps_by_seed(nll: np.ndarray, base: np.ndarray, tokens: np.ndarray) -> np.nd
     """The same of each seed alone, fp64 [seeds]."""
     found: np.ndarray = np.expm1((nll - base).sum(axis=1) / tokens.sum())
     return found
+
+
+def ratio(one: Drawn, other: Drawn) -> Drawn:
+    """Of two gaps that were drawn together; infinite where the other is none."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        draws = np.where(other.draws > 0, one.draws / other.draws, np.inf)
+    return Drawn(one.value / other.value if other.value > 0 else np.inf, draws)
 
 
 def slope(sizes: list[float], gaps: list[Drawn]) -> Drawn:

@@ -51,6 +51,18 @@ def test_seeds_are_drawn_too(statistics):
     assert abs(np.corrcoef(found.draws, apart.draws)[0, 1]) < 0.1
 
 
+def test_a_ratio_is_drawn_together(statistics):
+    random = np.random.default_rng(1)
+    tokens, windows = np.full(200, 30.0), random.normal(4, 1, (1, 200))
+    large, small = (statistics.gap(share * windows, np.zeros_like(windows), tokens) for share in (0.2, 0.1))
+    found = statistics.ratio(large, small)
+    assert found.value == pytest.approx(np.expm1(0.2 * windows.mean() / 30) / np.expm1(0.1 * windows.mean() / 30))
+    assert np.ptp(found.draws) < 0.01 * np.ptp(large.draws / small.draws[::-1])
+    behind = statistics.Drawn(-0.1, np.array([-0.1, 0.1]))
+    found = statistics.ratio(statistics.Drawn(0.2, np.array([0.2, 0.2])), behind)
+    assert (found.value, *found.draws) == (np.inf, np.inf, 2.0)
+
+
 def test_slope_and_trend(statistics):
     gaps = [statistics.Drawn(value, np.array([value, value, value + wobble])) for value, wobble in
             ((0.3, 0.0), (0.2, 0.0), (0.1, 0.5))]  # fmt: skip
