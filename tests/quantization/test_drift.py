@@ -9,11 +9,11 @@ import pytest
 import torch
 from slow_quantizers import gaussian
 
-from quantlab.quantization.drift import LEAST_DAMPING, undrifted
+from quantlab.quantization.drift import damping_of, undrifted
 from quantlab.quantization.methods import NO_MOMENT, quantize_weight
 from quantlab.quantization.statistics import InputStatistics
 
-TOKENS, COLUMNS, ROWS = 4000, 64, 600
+TOKENS, COLUMNS, ROWS = 32_000, 64, 600
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,34 @@ def test_it_is_the_least_squares_solution(inputs):
     statistics = known(there, here)
     found = undrifted(weight, statistics, threads=1)
     # ridge regression of W y - W x on x, as rows under the data
-    penalty = np.sqrt(TOKENS * LEAST_DAMPING * (here**2).sum(axis=1).mean() / COLUMNS) * np.eye(COLUMNS)
+    penalty = np.sqrt(TOKENS * 0.02 * (here**2).sum(axis=1).mean() / COLUMNS) * np.eye(COLUMNS)
     wanted = np.vstack([(there - here) @ weight.double().numpy().T, np.zeros((COLUMNS, ROWS))])
     change = np.linalg.lstsq(np.vstack([here, penalty]), wanted, rcond=None)[0].T
     np.testing.assert_allclose(found.numpy(), weight.numpy() + change, rtol=1e-4, atol=1e-5)
+
+
+def test_damping_follows_tokens_a_column():
+    assert damping_of(64, 32_000) == pytest.approx(0.02)
+    assert damping_of(5632, 65_536) == pytest.approx(0.859375)
+    assert damping_of(256, 10**6) == 0.01
+
+
+def test_what_a_few_tokens_seem_to_tell_is_left_out():
+    """Of drift that has nothing to do with the inputs, on tokens that were not among them."""
+    draw = np.random.default_rng(5)
+    here, there = (part * np.linspace(0.5, 2, COLUMNS) for part in draw.normal(size=(2, 4256, COLUMNS)))
+    there, seen, fresh = here + 0.3 * there, slice(256), slice(256, None)
+    moment, drift = (torch.from_numpy(part[seen].T @ here[seen] / 256).float() for part in (here, there - here))
+    weight = torch.from_numpy(gaussian(ROWS, COLUMNS))
+
+    def lost(weight_used: torch.Tensor) -> float:
+        apart = there[fresh] @ weight.double().numpy().T - here[fresh] @ weight_used.double().numpy().T
+        return float(np.square(apart).sum())
+
+    few = InputStatistics.of_second_moment(256, moment, drift=drift)
+    assert lost(undrifted(weight, few, 1)) < 1.1 * lost(weight)
+    many = InputStatistics.of_second_moment(10**6, moment, drift=drift)  # as if they were as good as that
+    assert lost(undrifted(weight, many, 1)) > 1.2 * lost(weight)
 
 
 def test_hidden_states_are_made_up_for_too(inputs):
