@@ -22,6 +22,7 @@ of fable-9m in Q4_1 (256 and 1024 columns, windows of 512 tokens, one draw of 8 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -62,9 +63,8 @@ def undrifted(weight: torch.Tensor, statistics: InputStatistics, threads: int) -
         return torch.cholesky_solve(wanted.T, factor).T
 
     damping = damping_of(len(moment), statistics.tokens)
-    (factor,) = in_order(
-        lambda matrix: _factor(matrix, damping), [moment], 1
-    )  # solved with in fp32: its errors are far below the damping
+    # solved with in fp32: its errors are far below the damping
+    (factor,) = in_order(partial(_factor, damping=damping), [moment], 1)
     found = weight + torch.cat(list(in_order(change, range(0, len(weight), ROWS), threads)))
     if not bool(found.isfinite().all()):
         raise ArithmeticError("a weight beyond fp32")
